@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: MIT
+"""Launches on their way: from a checked plan to the go. Each belongs to the connection that asked
+for it.
+
+    directory and FIFOs -> PID 1 from the zygote -> scope (beside it PID 1 builds its root)
+    go: the scope stands, `ctl` is connected, PID 1 is told, the socket goes to the server
+
+Whatever fails before the go leaves nothing behind: the gate is closed, PID 1 ends, its directory
+goes.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Final
+
+from joblet import link
+from joblet.config import InitPolicy
+from joblet.errors import (
+    AlreadyExists,
+    Internal,
+    InvalidArgument,
+    JobletError,
+    NotFound,
+    Unavailable,
+)
+from joblet.init import policy as permits
+from joblet.init.directories import Directories
+from joblet.init.scopes import Scopes
+from joblet.launch import pid1
+from joblet.launch.plan import Plan
+from joblet.launch.zygote import Zygote
+
+READY_S: Final = 30.0  # from the fork to `ctl`; about 1 ms, but a host can be busy
+IN_FLIGHT: Final = 32  # launches between fork and scope; more wait their turn
+
+
+class Launch:
+    """One launch: the gate, and what will be known when the scope stands."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.gate: socket.socket | None = None
+        self.pid = 0
+        self.pidfd = -1
+        self.cgroup = ""
+        self.withdrawn = False
+        self.scope: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        # a failed launch is told by the answer to `launch`; nobody need wait for this as well
+        self.scope.add_done_callback(lambda future: future.cancelled() or future.exception())
+
+    def close(self) -> None:
+        if self.gate is not None:
+            self.gate.close()
+            self.gate = None
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+class Launches:
+    def __init__(
+        self, policy: InitPolicy, directories: Directories, zygote: Zygote, scopes: Scopes
+    ) -> None:
+        self._policy = policy
+        self._directories = directories
+        self._zygote = zygote
+        self._scopes = scopes
+        self._launches: dict[str, Launch] = {}
+        self._forking = asyncio.Lock()
+        self._slots = asyncio.Semaphore(IN_FLIGHT)
+        self.zygote_gone = asyncio.Event()
+
+    async def launch(self, job: str, plan_fd: int) -> Launch:
+        """Everything up to the gate. Raises JobletError; then nothing is left of it."""
+        plan = permits.read_plan(plan_fd, self._policy)
+        if plan.job != job:
+            raise InvalidArgument(f"launch job {job}", f"the plan is job {plan.job}'s")
+        permits.check(plan, self._policy)
+        if plan.job in self._launches or plan.job in self._directories.uids:
+            raise AlreadyExists(f"launch job {plan.job}", "it has been launched")
+        if plan.uid_base in self._directories.uids.values():
+            raise AlreadyExists(f"launch job {plan.job}", f"uid {plan.uid_base} is another job's")
+        self._directories.uids[plan.job] = plan.uid_base
+        launch = self._launches[plan.job] = Launch(plan)
+        try:
+            async with self._slots:
+                await self._fork(launch, plan_fd)
+                if not launch.withdrawn:
+                    await self._scopes.start(plan, launch.pid)
+            if launch.withdrawn:
+                raise Unavailable(f"launch job {plan.job}", "it was withdrawn")
+            launch.cgroup = _cgroup(launch.pid)
+        except BaseException as error:
+            await self._undo(launch, error)
+            raise
+        launch.scope.set_result(launch.pid)
+        return launch
+
+    async def _fork(self, launch: Launch, plan_fd: int) -> None:
+        plan = launch.plan
+        directory, ends = await asyncio.to_thread(
+            self._directories.create, plan.job, plan.uid_base, plan.streams
+        )
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        launch.gate = ours
+        ours.settimeout(0)
+        try:
+            fds = [plan_fd, directory, theirs.fileno(), *ends]
+            launch.pid, launch.pidfd = await self._ask_zygote(self._directories.path(plan.job), fds)
+        finally:
+            # PID 1 has its own; a copy of ours would keep the pipes from ending
+            theirs.close()
+            link.close_all([directory, *ends])
+
+    async def _ask_zygote(self, path: str, fds: list[int]) -> tuple[int, int]:
+        loop = asyncio.get_running_loop()
+        async with self._forking:
+            answered = loop.create_future()
+            try:
+                self._zygote.request(path, fds)
+                loop.add_reader(self._zygote.socket, link.wake, answered)
+                try:
+                    await asyncio.shield(answered)
+                except asyncio.CancelledError:
+                    await answered  # about 2 ms: an answer left unread would be the next one's
+                    self._forget(self._zygote.answer())
+                    raise
+                finally:
+                    loop.remove_reader(self._zygote.socket)
+                return self._zygote.answer()
+            except OSError as error:
+                if isinstance(error, ConnectionError):
+                    self.zygote_gone.set()
+                raise Internal("fork the job's PID 1", str(error)) from None
+
+    @staticmethod
+    def _forget(answer: tuple[int, int]) -> None:
+        _, pidfd = answer
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
+
+    async def _undo(self, launch: Launch, error: BaseException) -> None:
+        job = launch.plan.job
+        self._launches.pop(job, None)
+        if not launch.scope.done():
+            known = isinstance(error, JobletError)
+            launch.scope.set_exception(
+                error if known else Unavailable(f"launch job {job}", "withdrawn")
+            )
+        if launch.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(launch.pidfd, signal.SIGKILL)
+            await _ended(launch.pidfd)
+        launch.close()
+        with contextlib.suppress(JobletError):  # what stays, the server finds in the list
+            await asyncio.to_thread(self._directories.remove, job)
+
+    async def go(self, job: str) -> socket.socket:
+        """The connected `ctl`; the command starts. Raises NotFound, or why the launch failed."""
+        launch = self._launches.get(job)
+        if launch is None:
+            raise NotFound(f"let job {job} go", "no such launch is waiting")
+        await asyncio.shield(launch.scope)
+        gate = launch.gate
+        if gate is None:
+            raise Unavailable(f"let job {job} go", "it was withdrawn")
+        try:
+            async with asyncio.timeout(READY_S):
+                await _readable(gate)
+            if gate.recv(64) != pid1.READY:
+                raise Internal(f"let job {job} go", "its PID 1 is gone")
+            # before the go: PID 1 serves from then on, and whoever is connected first holds the
+            # pipes
+            state, ctl = self._directories.connect(job)
+            if ctl is None:
+                raise Internal(f"let job {job} go", f"its ctl is {state}")
+            try:
+                gate.send(pid1.GO)
+            except OSError as error:
+                ctl.close()
+                raise Internal(f"let job {job} go", str(error)) from None
+        except (OSError, TimeoutError) as error:
+            raise Internal(f"let job {job} go", str(error) or "its PID 1 does not answer") from None
+        finally:
+            self._launches.pop(job, None)
+            launch.close()
+        return ctl
+
+    def cancel(self, job: str) -> None:
+        """Closes the gate. Raises NotFound after the go.
+
+        A launch still on its way to the scope undoes itself; behind it PID 1 records the end and
+        goes,
+        and its directory waits for the server's clean-up.
+        """
+        launch = self._launches.pop(job, None)
+        if launch is None:
+            raise NotFound(f"withdraw job {job}", "no such launch is waiting")
+        launch.withdrawn = True
+        if launch.scope.done():
+            if launch.gate is not None:
+                with contextlib.suppress(OSError):
+                    launch.gate.send(pid1.WITHDRAWN)
+            launch.close()
+
+
+def _cgroup(pid: int) -> str:
+    """The cgroup of a process, as this one sees it; where the scope stands, systemd alone
+    decides."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line[3:] for line in lines if line.startswith("0::")), "")
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_reader(sock, link.wake, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock)
+
+
+async def _ended(pidfd: int) -> None:
+    """A pidfd is readable when its process has ended; after SIGKILL that is soon."""
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+    loop.add_reader(pidfd, link.wake, ended)
+    try:
+        async with asyncio.timeout(READY_S):
+            await asyncio.shield(ended)
+    except TimeoutError:
+        pass
+    finally:
+        loop.remove_reader(pidfd)

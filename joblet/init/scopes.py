@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+"""A job's scope: systemd's accountant and backstop. Which properties it gets, how it is asked for.
+
+The slice, the kill settings and the OOM policy are ours; the rest is what the plan says and the
+policy
+has passed. Where each comes from: systemd.scope(5), systemd.kill(5), systemd.resource-control(5).
+"""
+
+import contextlib
+from typing import Final
+
+from joblet.config import InitPolicy
+from joblet.init import policy as permits
+from joblet.launch.plan import Plan
+from joblet.systemd import properties
+from joblet.systemd.properties import Property
+from joblet.systemd.units import Manager, NoSuchUnit
+
+STOP_S: Final = 630.0  # the longest TimeoutStopSec that the policy can permit, and a little
+
+
+class Scopes:
+    def __init__(self, manager: Manager, policy: InitPolicy) -> None:
+        self._manager = manager
+        self._policy = policy
+
+    async def start(self, plan: Plan, pid: int) -> None:
+        """Returns when systemd's job is done. Raises JobletError: refused, failed, no bus."""
+        await self._manager.start_scope(plan.unit, self._properties(plan), [pid])
+
+    async def stop(self, unit: str) -> None:
+        """SIGTERM, TimeoutStopSec, SIGKILL, by systemd; returns when it is over. A unit that is
+        gone is stopped."""
+        with contextlib.suppress(NoSuchUnit):
+            await self._manager.stop_unit(unit, timeout=STOP_S)
+
+    async def kill(self, unit: str, signal: int) -> None:
+        """A signal to every process of the scope. Raises NoSuchUnit when it is gone."""
+        await self._manager.kill_unit(unit, "all", signal)
+
+    async def forget(self, unit: str) -> None:
+        """A failed scope stays loaded until somebody has seen it; now somebody has."""
+        await self._manager.reset_failed(unit)
+
+    def _properties(self, plan: Plan) -> list[Property]:
+        made = [
+            properties.description(permits.description(plan)),
+            properties.slice_(self._policy.slice),
+            # a failed scope stays until the record is safe; any other may go at once
+            properties.collect_mode("inactive"),
+            # the default would end PID 1 along with the process that the kernel chose
+            properties.oom_policy("continue"),
+            properties.timeout_stop(plan.stop_us),
+        ]
+        for name, value in plan.properties.items():
+            match name:
+                case "IOReadBandwidthMax" | "IOWriteBandwidthMax":
+                    # systemd finds the disk behind a directory; /work lies there
+                    made.append(Property(name, [(self._policy.jobs_dir, value)]))
+                case "AllowedCPUs":
+                    made.append(properties.allowed_cpus(properties.cpu_list(value)))
+                case _:
+                    made.append(Property(name, value))
+        return made

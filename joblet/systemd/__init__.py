@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: MIT
+"""How Joblet talks to systemd: the bus, its manager, unit properties. Both modes use it.
+
+`wire` moves bytes, `bus` makes calls (the only importer of dbus_next), `signals` says who hears
+what; `units` speaks to org.freedesktop.systemd1, `watch` streams what happens to units,
+`properties` spells their settings. Importing the package imports none of them.
+"""
