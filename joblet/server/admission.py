@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: MIT
+"""What may become a job: the request checked, the command found, a range of ids given. Pure but
+for `find_command`.
+
+A command that is neither on the job's path nor in its work directory is refused before anything
+starts.
+"""
+
+import os
+from collections.abc import Collection, Mapping
+from typing import Final
+
+from joblet.config import UID_FIRST, UID_LAST, UIDS_PER_JOB
+from joblet.errors import InvalidArgument, ResourceExhausted
+from joblet.launch.plan import ENV_NAME, MAX_STRING, WORK, Plan
+from joblet.model import Job, JobSpec
+
+WHAT: Final = "run the job"
+MAX_ENV_VALUE: Final = 32768  # bytes, as the published clients say
+MAX_NAME: Final = 256
+MAX_PLAN_STRINGS: Final = (
+    786_432  # bytes of arguments and environment together; a plan has room for 1 MiB
+)
+DEFAULT_PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+# host networking under all the names it goes by; everything else is not there, or not yet
+HOST_NETWORKS: Final = frozenset({"", "host", "bridge"})
+# trees of the host that a job sees
+SEEN: Final = ("/usr/", "/bin/", "/sbin/", "/lib/", "/lib64/", "/lib32/")
+STOP_MARGIN_US: Final = (
+    5_000_000  # TimeoutStopSec beyond the grace: PID 1's record, the server's reading
+)
+
+
+def validate(spec: JobSpec) -> None:
+    """Raises InvalidArgument for what no host could run."""
+    if not spec.command:
+        raise InvalidArgument(WHAT, "invalid request: command is required")
+    for text in (spec.command, *spec.args, spec.work_dir, spec.name):
+        _check_text(text)
+    if len(spec.name) > MAX_NAME or not spec.name.isprintable():
+        raise InvalidArgument(
+            WHAT, f"its name is not printable or longer than {MAX_NAME} characters"
+        )
+    total = sum(len(arg.encode()) for arg in (spec.command, *spec.args))
+    for variables in (spec.environment, spec.secret_environment):
+        for name, value in variables.items():
+            if not ENV_NAME.fullmatch(name):
+                raise InvalidArgument(
+                    WHAT, f"{name!r:.80} is not a name for an environment variable"
+                )
+            _check_text(value)
+            if len(value.encode()) > MAX_ENV_VALUE:
+                raise InvalidArgument(
+                    WHAT, f"environment variable {name} is longer than {MAX_ENV_VALUE} bytes"
+                )
+            total += len(name) + len(value.encode())
+    if total > MAX_PLAN_STRINGS:
+        raise InvalidArgument(
+            WHAT, f"its arguments and environment are {total} bytes, more than {MAX_PLAN_STRINGS}"
+        )
+    if spec.network not in HOST_NETWORKS:
+        raise InvalidArgument(
+            WHAT,
+            f"there is no network {spec.network!r:.80}",
+            hint="leave it out: jobs use the host's",
+        )
+
+
+def _check_text(text: str) -> None:
+    if "\0" in text:
+        raise InvalidArgument(WHAT, "a text of the request has a NUL character in it")
+    if len(text.encode(errors="surrogatepass")) >= MAX_STRING:
+        raise InvalidArgument(WHAT, f"a text of the request is longer than {MAX_STRING - 1} bytes")
+
+
+def work_dir(asked: str) -> str:
+    """The job's current directory, absolute, as the job sees it; relative ones lie in /work."""
+    return os.path.normpath(os.path.join(WORK, asked))  # noqa: PTH118
+
+
+def environment(job_id: str, spec: JobSpec) -> dict[str, str]:
+    """Built from nothing, never inherited; the client's on top, its secrets last."""
+    return {
+        "PATH": DEFAULT_PATH,
+        "HOME": WORK,
+        "USER": "root",
+        "LOGNAME": "root",
+        "SHELL": "/bin/sh",
+        "LANG": "C.UTF-8",
+        "JOB_ID": job_id,
+        **spec.environment,
+        **spec.secret_environment,
+    }
+
+
+def find_command(command: str, env: Mapping[str, str]) -> str:
+    """The path to execute. Blocking. Raises InvalidArgument when the job could not find it.
+
+    A job sees the host's /usr (and what of / points there) and its own work directory, which is
+    empty before it runs.
+    """
+    if "/" in command:
+        path = os.path.normpath(command)
+        if path.startswith(SEEN) and _executable(path):
+            return path
+        raise _not_found(
+            command, "a job sees /usr, /bin, /sbin and /lib of this host, and its own /work"
+        )
+    for directory in env.get("PATH", DEFAULT_PATH).split(":"):
+        path = os.path.join(directory, command)  # noqa: PTH118
+        if os.path.normpath(path).startswith(SEEN) and _executable(path):
+            return path
+    raise _not_found(command, f"the job's PATH is {env.get('PATH', DEFAULT_PATH)}")
+
+
+def _executable(path: str) -> bool:
+    return os.path.isfile(path) and os.access(path, os.X_OK)  # noqa: PTH113
+
+
+def _not_found(command: str, hint: str) -> InvalidArgument:
+    return InvalidArgument(WHAT, f"command not found: {command:.200}", hint=hint)
+
+
+def free_uid_base(taken: Collection[int]) -> int:
+    """The lowest free range of ids. Raises ResourceExhausted."""
+    bases = range(UID_FIRST, UID_LAST + 1, UIDS_PER_JOB)
+    for base in bases:
+        if base not in taken:
+            return base
+    raise ResourceExhausted(
+        WHAT, f"all {len(bases)} ranges of user ids are in use", hint="wait until jobs have ended"
+    )
+
+
+def describe(job: Job) -> str:
+    """What systemctl shows of a job: `rnx job 4f1c2a90: python3 train.py`, without its secrets."""
+    spec = job.spec
+    words = [os.path.basename(spec.command), *spec.args]  # noqa: PTH119
+    text = " ".join(words)
+    for secret in spec.secret_environment.values():
+        if secret:
+            text = text.replace(secret, "***")
+    text = " ".join(text.split())
+    name = f" ({spec.name})" if spec.name else ""
+    return f"rnx job {job.id[:8]}{name}: {text:.100}"
+
+
+def plan(job: Job, path: str, properties: Mapping[str, object], *, grace_us: int) -> Plan:
+    """The plan of a job's launch."""
+    spec = job.spec
+    return Plan(
+        job=job.id,
+        path=path,
+        argv=(spec.command, *spec.args),
+        env=environment(job.id, spec),
+        uid_base=job.uid_base,
+        cwd=work_dir(spec.work_dir),
+        hostname=f"job-{job.id[:8]}",
+        description=describe(job),
+        merge=spec.merge,
+        timeout_us=spec.timeout_us,
+        grace_us=grace_us,
+        stop_us=grace_us + STOP_MARGIN_US,
+        properties=properties,
+    )

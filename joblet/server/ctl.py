@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: MIT
+"""The holder's end of a job's `ctl`: what PID 1 says, what it is told. See launch/protocol.py.
+
+While the connection stands, its holder alone reads the job's pipes; closing it gives them back.
+"""
+
+import array
+import asyncio
+import contextlib
+import socket
+from typing import Any, Final
+
+from joblet import link
+from joblet.errors import Unavailable
+from joblet.launch import protocol
+from joblet.launch.protocol import ProtocolError
+
+MAX_FDS: Final = 4
+
+
+class Ctl:
+    """Made of a connected socket. One reader; `hello` comes first."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.settimeout(0)
+        self._socket = sock
+
+    async def hello(self) -> dict[str, int] | None:
+        """Name -> read end of each stream; the caller's from here on. None: hung up without a
+        hello.
+
+        Raises Unavailable for a PID 1 whose protocol this server does not speak.
+        """
+        data, fds = await self._recv()
+        if not data:
+            link.close_all(fds)
+            return None
+        try:
+            kind, fields = protocol.decode(data)
+            version = protocol.number(fields, "version")
+            streams = fields.get("streams")
+            if kind != protocol.HELLO or not protocol.OLDEST <= version <= protocol.VERSION:
+                raise ProtocolError(f"{kind} of version {version}")
+            if (
+                not isinstance(streams, list)
+                or len(streams) != len(fds)
+                or not set(streams) <= set(protocol.STREAMS)
+            ):
+                raise ProtocolError("its streams and descriptors do not match")
+        except ProtocolError as error:
+            link.close_all(fds)
+            raise Unavailable("hold a job", f"its PID 1 is not understood: {error}") from None
+        return dict(zip(streams, fds, strict=True))
+
+    async def receive(self) -> tuple[str, dict[str, Any]] | None:
+        """The next message; None when PID 1 has hung up. Nonsense counts as a hang-up."""
+        data, fds = await self._recv()
+        link.close_all(fds)
+        if not data:
+            return None
+        try:
+            return protocol.decode(data)
+        except ProtocolError:
+            return None
+
+    def stop(self, grace_us: int) -> None:
+        self._send(protocol.STOP, grace_us=grace_us)
+
+    def time_out(self, after_us: int) -> None:
+        self._send(protocol.TIME_OUT, after_us=after_us)
+
+    def acknowledge(self) -> None:
+        self._send(protocol.ACKNOWLEDGE)
+
+    def _send(self, kind: str, **fields: Any) -> None:
+        """Three short messages fit into any socket; a PID 1 that is gone is seen by `receive`."""
+        with contextlib.suppress(OSError):
+            self._socket.send(protocol.encode(kind, **fields))
+
+    async def _recv(self) -> tuple[bytes, list[int]]:
+        """b"" for a hang-up."""
+        room = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+        while True:
+            try:
+                data, ancillary, _, _ = self._socket.recvmsg(
+                    protocol.MAX_MESSAGE, room, socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                await self._readable()
+                continue
+            except OSError:
+                return b"", []
+            fds = array.array("i")
+            for level, kind, content in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+            return data, list(fds)
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        ready = loop.create_future()
+        fd = self._socket.fileno()
+        loop.add_reader(fd, link.wake, ready)
+        try:
+            await ready
+        finally:
+            loop.remove_reader(fd)
+
+    def close(self) -> None:
+        self._socket.close()

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: MIT
+"""Server mode: its composition root. Order of start, signals, reverse order of stop.
+
+    configuration, log          before anything that could have something to say
+    records, log store          a broken disk is found before a client is told anything
+    link to init mode, bus      recovery asks init mode what there is
+    recovery                    every record true before the first client reads one
+    listener, READY
+
+Every stop step has its own time box; what is still under way after it is the next server's to take
+back.
+"""
+
+import asyncio
+import contextlib
+import datetime
+import logging
+import signal
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from joblet import __version__, config
+from joblet.config import Loaded, ServerConfig
+from joblet.model import Limits
+from joblet.server import access
+from joblet.server.jobtask import Tools
+from joblet.server.journal import Copier
+from joblet.server.launcher import Launcher
+from joblet.server.limits import MIB, Enforcement
+from joblet.server.logs import LogStore
+from joblet.server.records import Records
+from joblet.server.rpc import listener, runtimes
+from joblet.server.rpc.jobs import JobService
+from joblet.server.supervisor import Settings, Supervisor
+from joblet.server.units import JobUnits
+from joblet.systemd import notify
+from joblet.systemd.bus import Bus
+from joblet.systemd.journal import setup
+from joblet.systemd.notify import Notifier
+from joblet.systemd.units import Manager
+
+log = logging.getLogger(__name__)
+
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+STATUS_S: Final = 5.0  # between two status lines and, at most, two watchdog messages
+STOP_S: Final = 5.0  # of each step of the stop
+CALLS_S: Final = 1.0  # that calls under way have when the server stops
+
+
+def main(environ: Mapping[str, str]) -> int:
+    path = config.find(environ, cwd=Path.cwd())
+    loaded = config.load(path, environ=environ, machine_id=config.read_machine_id())
+    setup(loaded.config.logging.level, loaded.config.logging.format, "joblet", environ=environ)
+    for warning in loaded.warnings:
+        log.warning("%s", warning)
+    for note in loaded.notes:
+        log.debug("%s", note)
+    config.require_certificates(loaded)
+    security = loaded.config.security
+    now = datetime.datetime.now(datetime.UTC)
+    for warning in access.check_server(
+        security.server_cert, security.server_key, security.ca_cert, now=now
+    ):
+        log.warning("%s", warning)
+    return asyncio.run(_run(loaded, notify.from_environment(environ)))
+
+
+async def _run(loaded: Loaded, notifier: Notifier) -> int:
+    settings = loaded.config
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    boot_id = BOOT_ID.read_text().strip()
+    async with contextlib.AsyncExitStack() as stack:
+        records = await Records.open(Path(settings.paths.state_dir) / "joblet.db")
+        stack.push_async_callback(_bounded, "close the records", records.close)
+        logs = LogStore(settings.paths.logs_dir, clock_us=_clock_us, boot_id=boot_id)
+        await logs.start()
+        stack.push_async_callback(_bounded, "close the log store", logs.stop)
+        launcher = Launcher(settings.paths.init_socket)
+        await stack.enter_async_context(_background(launcher.run()))
+        await launcher.wait_up()
+        bus = Bus()
+        await bus.connect()
+        stack.push_async_callback(_bounded, "leave the bus", bus.close)
+        manager = Manager(bus)
+        await manager.start()
+        stack.push_async_callback(_bounded, "leave systemd", manager.close)
+        units = JobUnits(manager)
+        supervisor = _supervisor(settings, records, logs, launcher, units)
+        stack.push_async_callback(_bounded, "let go of the jobs", supervisor.close)
+        await stack.enter_async_context(_background(units.follow(supervisor.unit_stopping)))
+        await supervisor.recover(same_boot=await records.boot(boot_id))
+        jobs = JobService(
+            supervisor,
+            node_id=settings.server.node_id,
+            chunk_bytes=settings.buffers.chunk_bytes,
+        )
+        server = listener.make(settings, {**jobs.unary, **runtimes.UNARY}, jobs.streams)
+        await server.start()
+        stack.push_async_callback(_bounded, "end calls", lambda: server.stop(CALLS_S))
+        address = f"{settings.server.address}:{settings.server.port}"
+        notifier.ready(_status(supervisor))
+        log.info("ready, joblet %s on %s, configured by %s", __version__, address, loaded.source)
+        await stack.enter_async_context(_background(_tell(notifier, supervisor)))
+        await stop.wait()
+        notifier.stopping("stopping: jobs go on")
+        log.info("stopping; %d jobs go on", supervisor.running())
+    return 0
+
+
+def _supervisor(
+    settings: ServerConfig,
+    records: Records,
+    logs: LogStore,
+    launcher: Launcher,
+    units: JobUnits,
+) -> Supervisor:
+    tools = Tools(
+        records=records,
+        logs=logs,
+        launcher=launcher,
+        enforcement=Enforcement(refuse=settings.limits.on_missing_controller == "refuse"),
+        clock_us=_clock_us,
+        grace_us=settings.cgroup.grace_us,
+        witness=units.witness,
+        copy=Copier(launcher).copy,
+    )
+    defaults = Limits(
+        max_cpu=settings.joblet.default_cpu_limit,
+        max_memory=settings.joblet.default_memory_limit * MIB,
+        max_iobps=settings.joblet.default_io_limit,
+        max_tasks=settings.limits.default_max_tasks,
+    )
+    bounds = Settings(
+        defaults=defaults,
+        max_jobs=settings.joblet.max_concurrent_jobs,
+        timeout_us=settings.joblet.job_timeout_us,
+    )
+    return Supervisor(records, tools, bounds, new_id=lambda: str(uuid.uuid4()))
+
+
+def _status(supervisor: Supervisor) -> str:
+    running = supervisor.running()
+    return f"{running} job{'' if running == 1 else 's'} running"
+
+
+async def _tell(notifier: Notifier, supervisor: Supervisor) -> None:
+    """The watchdog's sign of life and the status line, from the loop that does the work."""
+    pause = min(STATUS_S, (notifier.interval_us or STATUS_S * 1e6) / 1e6)
+    while True:
+        notifier.watchdog()
+        notifier.status(_status(supervisor))
+        await asyncio.sleep(pause)
+
+
+@contextlib.asynccontextmanager
+async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """A task of the daemon; that it ends by itself is a bug, and ends the daemon."""
+    owner = asyncio.current_task()
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and owner is not None:
+            log.critical("a task of the server ended: %r", task.exception())
+            owner.cancel()
+
+    task = asyncio.create_task(work)
+    task.add_done_callback(ended)
+    try:
+        yield
+    finally:
+        task.remove_done_callback(ended)
+        task.cancel()
+        await asyncio.wait([task], timeout=STOP_S)
+
+
+async def _bounded(what: str, step: Callable[[], Awaitable[None]]) -> None:
+    try:
+        async with asyncio.timeout(STOP_S):
+            await step()
+    except TimeoutError:
+        log.error("could not %s within %g s", what, STOP_S)
+    except Exception:
+        log.exception("could not %s", what)
+
+
+def _clock_us() -> int:
+    return time.time_ns() // 1000

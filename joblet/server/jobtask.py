@@ -1,0 +1,463 @@
+# SPDX-License-Identifier: MIT
+"""One job, from its launch (or from where an earlier server left it) to its final record.
+
+One task a job; it alone changes the job's state. What must survive is written before what depends
+on
+it is done: the intent before the launch goes, the log and the final record before PID 1 is told
+that
+it may leave, the directory removed last. Cancelled (a clean stop of the server), it gives the pipes
+back and hangs up; the job runs on, and the next server finds it.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import enum
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Final, Protocol
+
+from joblet import link
+from joblet.errors import FailedPrecondition, JobletError, NotFound, Unavailable
+from joblet.launch import protocol
+from joblet.launch.plan import Plan
+from joblet.launch.protocol import ExitRecord, ProtocolError
+from joblet.model import End, Job, JobState, Limits, Reason, move
+from joblet.server import ending
+from joblet.server.ctl import Ctl
+from joblet.server.ending import Witness
+from joblet.server.launcher import Launcher
+from joblet.server.limits import Asked, Enforcement
+from joblet.server.logs import JobLog, LogStore
+
+log = logging.getLogger(__name__)
+
+STREAM_NUMBERS: Final = {name: number for number, name in enumerate(protocol.STREAMS, 1)}
+EXIT_BYTES: Final = 65536  # more than any exit record
+HANG_UP_S: Final = 10.0  # from the acknowledgement to PID 1's end; about 1 ms
+RETRY_S: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+BACKSTOP_S: Final = 2.0  # that PID 1 has beyond the grace before systemd ends its scope
+COPY_S: Final = 2.0  # that the journal's copy may take to catch up with a job that has ended
+
+
+class Store(Protocol):
+    """What a job's task needs of the records."""
+
+    async def put(self, job: Job, *, key: str = "") -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tools:
+    records: Store
+    logs: LogStore
+    launcher: Launcher
+    enforcement: Enforcement
+    clock_us: Callable[[], int]
+    grace_us: int
+    # what systemd was asked to do with a unit; called when a record leaves it open
+    witness: Callable[[str], Awaitable[Witness]]
+    # a plain copy of the job's lines for the journal, from an offset to the log's end
+    copy: Callable[[Job, JobLog, int], Awaitable[None]]
+
+
+class Outcome(enum.Enum):
+    ENDED = enum.auto()
+    HUNG_UP = enum.auto()
+    DEAD_ON_ARRIVAL = enum.auto()
+
+
+class JobTask:
+    def __init__(self, job: Job, tools: Tools, *, key: str = "") -> None:
+        """key: the client's idempotency key, recorded with the job."""
+        self.job = job
+        self._key = key
+        self.ended = asyncio.Event()
+        # the job once it runs, or has ended; an exception when it could not be launched
+        self.settled: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+        self.settled.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._tools = tools
+        self._ctl: Ctl | None = None
+        self._ending = False
+        self._launched = False
+        self._recorded = False
+        self._group: asyncio.TaskGroup | None = None
+        self._helpers: set[asyncio.Task[None]] = set()
+        self._copying: asyncio.Task[None] | None = None
+        self._retried = False
+        # systemd was seen stopping the unit, which we did not ask for
+        self.unit_stopping = False
+
+    # -- the ways of a job -----------------------------------------------------------------------
+
+    async def run_new(self, plan: Plan, asked: Asked, wanted: Limits) -> None:
+        """Launch it and see it through. Errors of the launch end the job, and are in `settled`."""
+        async with self._owning():
+            while True:
+                try:
+                    ctl = await self._launch(plan, asked, wanted)
+                except JobletError as error:
+                    await self._launch_failed(error)
+                    return
+                if await self._attend(ctl) is not Outcome.DEAD_ON_ARRIVAL:
+                    return
+                await self._clean_up()
+
+    async def run_taken_back(self) -> None:
+        """The job lives, without a holder."""
+        self._launched = self._recorded = True
+        async with self._owning():
+            await self._attend(None)
+
+    async def run_results(self, *, same_boot: bool) -> None:
+        """The job has ended without a server; what it left is in its directory, if there is one."""
+        self._launched = self._recorded = True
+        async with self._owning():
+            await self._end_from_results(same_boot=same_boot)
+
+    @contextlib.asynccontextmanager
+    async def _owning(self) -> AsyncIterator[None]:
+        """Helpers of this task end with it."""
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                try:
+                    yield
+                finally:
+                    for helper in self._helpers:
+                        helper.cancel()
+        finally:
+            self.settled.cancel()
+
+    def _help(self, work: Awaitable[None]) -> asyncio.Task[None]:
+        async def helper() -> None:
+            try:
+                await work
+            except JobletError as error:
+                log.warning("%s", error, extra={"job": self.job.id})
+
+        assert self._group  # noqa: S101
+        task = self._group.create_task(helper())
+        self._helpers.add(task)
+        task.add_done_callback(self._helpers.discard)
+        return task
+
+    # -- launch ----------------------------------------------------------------------------------
+
+    async def _launch(self, plan: Plan, asked: Asked, wanted: Limits) -> socket.socket:
+        """`ctl`, connected, after the go. Raises JobletError; nothing runs then."""
+        tools = self._tools
+        launching = asyncio.ensure_future(tools.launcher.launch(plan))
+        try:
+            # beside each other: the intent on disk, the log's files, the scope
+            if not self._recorded:
+                await tools.records.put(self.job, key=self._key)
+                self._recorded = True
+            await self._open_log()
+            pid, cgroup = await launching
+            self._launched = True
+            effective, untaken = tools.enforcement.after(cgroup, asked, wanted)
+            self.job = dataclasses.replace(
+                self.job,
+                pid=pid,
+                cgroup=cgroup,
+                effective=effective,
+                not_enforced=tuple(dict.fromkeys((*self.job.not_enforced, *untaken))),
+            )
+            if self.job.stop_by:
+                raise Unavailable(f"launch job {self.job.id}", "it was stopped")
+            return await tools.launcher.go(self.job.id)
+        except BaseException:
+            with contextlib.suppress(JobletError):
+                await tools.launcher.cancel(self.job.id)
+            launching.cancel()
+            with contextlib.suppress(JobletError, asyncio.CancelledError):
+                await launching
+            raise
+
+    async def _launch_failed(self, error: JobletError) -> None:
+        if not self._recorded:  # no client hears of this job, so it leaves no trace
+            self._ending = True
+            await self._clean_up()
+            with contextlib.suppress(JobletError):
+                await self._tools.logs.remove(self.job.id)
+            self._settle(error)
+            self.ended.set()
+            return
+        end = End(Reason.LAUNCH_FAILED, step="launch", detail=f"{error.what}: {error.why}")
+        if self.job.stop_by:
+            end = End(Reason.STOPPED, by=self.job.stop_by)
+        await self._end(end, await self._open_log())
+        self._settle(error)
+        await self._clean_up()
+
+    async def _open_log(self, *, same_boot: bool = True) -> JobLog:
+        job_log = await self._tools.logs.open(self.job.id, from_earlier_boot=not same_boot)
+        if job_log.expected is None:
+            await job_log.expect(self._streams())
+        return job_log
+
+    def _streams(self) -> tuple[int, ...]:
+        return (1,) if self.job.spec.merge else (1, 2)
+
+    # -- holding `ctl` ---------------------------------------------------------------------------
+
+    async def _attend(self, connected: socket.socket | None) -> Outcome:
+        """Hold `ctl`, again and again if need be, until the end is recorded."""
+        job_log = await self._open_log()
+        connection = connected
+        while True:
+            if connection is None:
+                connection = await self._connect()
+            if connection is None:
+                await self._end_from_results(same_boot=True)
+                return Outcome.ENDED
+            ctl, connection = Ctl(connection), None
+            fds: dict[str, int] = {}
+            try:
+                fds = await ctl.hello() or {}
+                outcome = await self._hold(ctl, fds, job_log)
+            except asyncio.CancelledError:
+                # the pipes first, `ctl` last: its end gives them back
+                await job_log.detach()
+                raise
+            finally:
+                link.close_all(list(fds.values()))
+                self._ctl = None
+                ctl.close()
+            if outcome is Outcome.ENDED:
+                await self._clean_up()
+            if outcome is not Outcome.HUNG_UP:
+                return outcome
+
+    async def _hold(self, ctl: Ctl, fds: dict[str, int], job_log: JobLog) -> Outcome:
+        self._ctl = ctl
+        if self.job.state is JobState.STOPPING:
+            ctl.stop(self._tools.grace_us)
+        while (message := await ctl.receive()) is not None:
+            kind, fields = message
+            if kind == protocol.STARTED:
+                read = job_log.size
+                self._attach(fds, job_log)
+                self._running(fields)
+                if self._copying is None:
+                    self._copying = self._help(self._tools.copy(self.job, job_log, read))
+            elif kind == protocol.EXIT:
+                try:
+                    record = ExitRecord.from_json(fields.get("record"))
+                except ProtocolError as error:
+                    log.error("%s", error, extra={"job": self.job.id})
+                    return Outcome.HUNG_UP
+                dead = (
+                    record.ended_by == "launch" and record.step == "scope" and not job_log.attached
+                )
+                if dead and not self.job.stop_by and not self._retried:
+                    self._retried = True
+                    # a scope can be dead on arrival (systemd 252): once more
+                    log.warning("%s, launching it again", record.detail, extra={"job": self.job.id})
+                    ctl.acknowledge()
+                    await self._hung_up(ctl)
+                    return Outcome.DEAD_ON_ARRIVAL
+                self._attach(fds, job_log)
+                await self._end(await self._judge(record), job_log, record)
+                ctl.acknowledge()
+                await self._hung_up(ctl)
+                return Outcome.ENDED
+        return Outcome.HUNG_UP
+
+    def _attach(self, fds: dict[str, int], job_log: JobLog) -> None:
+        """The log's readers take over; a stream that has ended or is read already needs no second
+        end."""
+        for name in [name for name in protocol.STREAMS if name in fds]:  # stdout first
+            number, fd = STREAM_NUMBERS[name], fds.pop(name)
+            if number in job_log.attached:
+                os.close(fd)
+            else:
+                job_log.attach(number, fd)
+
+    def _running(self, fields: dict[str, object]) -> None:
+        try:
+            started = protocol.number(fields, "at_us")
+        except ProtocolError:
+            started = self._tools.clock_us()
+        if self.job.state is JobState.INITIALIZING:
+            self.job = move(self.job, JobState.RUNNING, started_us=started)
+            # it can be told again by PID 1 at any time, so nobody waits for the disk
+            self._help(self._tools.records.put(self.job))
+        self._settle(None)
+
+    async def _connect(self) -> socket.socket | None:
+        """`ctl` through init mode; None when PID 1 is gone. Waits as long as that is not known."""
+        for pause in _pauses():
+            try:
+                state, connection = await self._tools.launcher.connect(self.job.id)
+            except NotFound:
+                return None
+            except JobletError as error:
+                log.debug("%s", error, extra={"job": self.job.id})
+            else:
+                if connection is not None:
+                    return connection
+                if state in (link.GONE, link.NEVER):
+                    return None
+            await asyncio.sleep(pause)
+        return None
+
+    async def _hung_up(self, ctl: Ctl) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HANG_UP_S):
+                while await ctl.receive() is not None:
+                    pass
+
+    # -- stop ------------------------------------------------------------------------------------
+
+    async def stop(self, by: str) -> Job:
+        """The ended job. Raises FailedPrecondition for one that has ended already."""
+        if self._ending:
+            await self.ended.wait()
+            move(self.job, JobState.STOPPING)  # raises, with the state it has
+        if self.job.state is not JobState.STOPPING:
+            self.job = move(self.job, JobState.STOPPING, stop_by=by)
+            if self._ctl is not None:
+                self._ctl.stop(self._tools.grace_us)
+            elif not self._launched:
+                # before the go; when it is too late for that, `_hold` tells PID 1
+                self._help(self._tools.launcher.cancel(self.job.id))
+            self._help(self._backstop())
+            # in order behind what was put before, and before the final record
+            await self._tools.records.put(self.job)
+        await self.ended.wait()
+        return self.job
+
+    async def _backstop(self) -> None:
+        """A PID 1 that does not answer in time is ended with its scope, by systemd."""
+        await asyncio.sleep(self._tools.grace_us / 1e6 + BACKSTOP_S)
+        log.warning("its PID 1 does not stop; asking systemd", extra={"job": self.job.id})
+        await self._tools.launcher.stop(self.job.id)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    async def _judge(self, record: ExitRecord) -> End:
+        witness = Witness()
+        if record.ended_by == "signal" and not self.job.stop_by:
+            witness = await self._tools.witness(self.job.unit)
+        return ending.from_record(self.job, record, witness)
+
+    async def _end_from_results(self, *, same_boot: bool) -> None:
+        """PID 1 is gone: its files are final, and what is in the pipes is read out if we hold
+        them."""
+        try:
+            files = await self._patiently(self._tools.launcher.results)
+        except NotFound:
+            files = {}
+        try:
+            record = _exit_record(files)
+            job_log = await self._open_log(same_boot=same_boot)
+            counts = (record.rest or {}) if record else {}
+            for name, number in STREAM_NUMBERS.items():
+                rest = files.get(f"{name}.rest")
+                if (
+                    rest is not None
+                    and number in self._streams()
+                    and number not in job_log.attached
+                ):
+                    await job_log.import_rest(number, rest, counts.get(name))
+            if record is not None:
+                await self._end(await self._judge(record), job_log, record)
+            else:
+                went = self.job.state is not JobState.INITIALIZING
+                end = ending.without_record(
+                    self.job, same_boot=same_boot, went=went, stopping=self.unit_stopping
+                )
+                await self._end(end, job_log)
+        finally:
+            link.close_all(list(files.values()))
+        await self._clean_up()
+
+    async def _end(self, end: End, job_log: JobLog, record: ExitRecord | None = None) -> None:
+        """Everything read, everything on disk, then the world hears of it."""
+        for stream in self._streams():
+            await job_log.finish(stream)
+        self._ending = True
+        usage = dict(record.usage) if record else {}
+        ended_us = record.ended_us if record and record.ended_us else self._tools.clock_us()
+        started_us = record.started_us if record else self.job.started_us
+        state = end.state
+        if self.job.stop_by and end.reason is not Reason.STOPPED:  # a stop that came meanwhile
+            end = End(Reason.STOPPED, code=end.code, signal=end.signal, by=self.job.stop_by)
+            state = end.state
+        job = move(
+            self.job,
+            state,
+            end=end,
+            started_us=started_us,
+            ended_us=ended_us,
+            usage=usage,
+            pid=0,
+        )
+        await asyncio.gather(self._insist(job_log.sync), self._insist(self._tools.records.put, job))
+        self.job = job
+        log.info("ended: %s", end, extra={"job": job.id})
+        self._settle(None)
+        self.ended.set()
+        if self._copying is not None:
+            await asyncio.wait([self._copying], timeout=COPY_S)
+
+    async def _insist(self, write: Callable[..., Awaitable[None]], *args: object) -> None:
+        """A full disk is waited out: PID 1 keeps the record as long as we do not acknowledge it."""
+        for pause in _pauses():
+            try:
+                await write(*args)
+            except JobletError as error:
+                log.error("%s; trying again", error, extra={"job": self.job.id})
+                await asyncio.sleep(pause)
+            else:
+                return
+
+    async def _patiently(self, ask: Callable[[str], Awaitable[dict[str, int]]]) -> dict[str, int]:
+        for pause in _pauses():
+            try:
+                return await ask(self.job.id)
+            except (Unavailable, FailedPrecondition) as error:
+                log.debug("%s", error, extra={"job": self.job.id})
+                await asyncio.sleep(pause)
+        return {}
+
+    async def _clean_up(self) -> None:
+        """The directory goes last. What stays is found and removed at the next start."""
+        for number, pause in enumerate(_pauses()):
+            try:
+                await self._tools.launcher.clean_up(self.job.id)
+            except JobletError as error:
+                if number > len(RETRY_S) + 10:
+                    log.warning("%s", error, extra={"job": self.job.id})
+                    return
+                await asyncio.sleep(pause)
+            else:
+                return
+
+    def _settle(self, error: JobletError | None) -> None:
+        if self.settled.done():
+            return
+        if error is not None:
+            self.settled.set_exception(error)
+        else:
+            self.settled.set_result(self.job)
+
+
+def _pauses() -> Iterator[float]:
+    """Between tries that go on until they succeed."""
+    yield from RETRY_S
+    while True:
+        yield RETRY_S[-1]
+
+
+def _exit_record(files: dict[str, int]) -> ExitRecord | None:
+    fd = files.get("exit")
+    if fd is None:
+        return None
+    try:
+        return ExitRecord.from_bytes(os.pread(fd, EXIT_BYTES, 0))
+    except (OSError, ProtocolError) as error:
+        log.error("cannot read an exit record: %s", error)
+        return None

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: MIT
+"""A plain copy of a job's output for the journal: whole lines, sent through init mode,
+rate-limited.
+
+The log store is the truth. Lines beyond the rate are left out and counted, and a line says so; the
+copy reads the log like any follower and can neither delay the job nor its launch.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from joblet.launch import protocol
+from joblet.model import Job
+from joblet.server.launcher import Launcher
+from joblet.server.logs import Chunk, JobLog
+
+BATCH_BYTES: Final = 49_152  # of one message to init mode
+MAX_LINE: Final = 49_152  # a longer line is cut, as journald itself cuts at 48 KiB
+RATE: Final = 1_000_000  # bytes/s of one job, in the long run
+BURST: Final = 8_000_000  # bytes that a quiet job may send at once
+
+
+class LineSplitter:
+    """Whole lines out of chunks; what has no newline yet waits, up to MAX_LINE."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """The whole lines there are now, newlines included."""
+        head, newline, tail = data.rpartition(b"\n")
+        if newline:
+            lines, self._rest = self._rest + head + newline, tail
+        else:
+            lines, self._rest = b"", self._rest + data
+        if len(self._rest) > MAX_LINE:
+            lines, self._rest = lines + self._rest + b"\n", b""
+        return lines
+
+    def end(self) -> bytes:
+        rest, self._rest = self._rest, b""
+        return rest + b"\n" if rest else b""
+
+
+class Budget:
+    """A token bucket in bytes; `clock` in seconds."""
+
+    def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
+        self._rate, self._burst, self._clock = rate, burst, clock
+        self._left, self._at = burst, clock()
+
+    def take(self, size: int) -> bool:
+        now = self._clock()
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+        self._at = now
+        if self._left < size:
+            return False
+        self._left -= size
+        return True
+
+
+class Copier:
+    def __init__(self, launcher: Launcher, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._launcher = launcher
+        self._clock = clock
+
+    async def copy(self, job: Job, log: JobLog, from_offset: int) -> None:
+        """From an offset to the log's end. Raises JobletError when the log or the link does."""
+        budget = Budget(RATE, BURST, self._clock)
+        splitters = {number: LineSplitter() for number in range(1, len(protocol.STREAMS) + 1)}
+        left_out = 0
+        async for item in log.follow(from_offset, max_bytes=BATCH_BYTES // 2):
+            if not isinstance(item, Chunk):
+                continue
+            lines = splitters[item.stream].feed(item.data)
+            if not lines:
+                continue
+            if not budget.take(len(lines)):
+                left_out += lines.count(b"\n")
+                continue
+            if left_out:
+                note = f"joblet: {left_out} lines left out here; see `rnx job log {job.id[:8]}`\n"
+                await self._send(job, item.stream, note.encode())
+                left_out = 0
+            left_out += await self._send(job, item.stream, lines)
+        for number, splitter in splitters.items():
+            if rest := splitter.end():
+                await self._send(job, number, rest)
+        if left_out:
+            note = f"joblet: {left_out} lines left out here; see `rnx job log {job.id[:8]}`\n"
+            await self._send(job, 1, note.encode())
+
+    async def _send(self, job: Job, stream: int, lines: bytes) -> int:
+        left_out = 0
+        while lines:
+            part = lines[:BATCH_BYTES]
+            if len(lines) > BATCH_BYTES:
+                part = part[: part.rfind(b"\n") + 1] or part
+            left_out += await self._launcher.journal(job.id, stream, part)
+            lines = lines[len(part) :]
+        return left_out

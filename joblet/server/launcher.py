@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: MIT
+"""The server's end of the link to init mode: requests by name, answers by id, reconnection.
+
+Init mode may restart at any time: requests under way then fail with Unavailable, running jobs
+notice
+nothing, and the next request finds the link again. Must not import anything of init mode.
+"""
+
+import asyncio
+import base64
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+from joblet import link
+from joblet.errors import InvalidArgument, JobletError, Unavailable
+from joblet.launch.plan import Plan
+from joblet.link import Link, Message
+
+log = logging.getLogger(__name__)
+
+BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
+PATIENCE_S: Final = 5.0  # that a request waits for a link that is being made again
+ANSWER_S: Final = 60.0  # init mode answers or fails long before; a hang would be a bug
+STOP_S: Final = 660.0  # systemd's stop of a scope takes up to its TimeoutStopSec
+HINT: Final = "see `systemctl status joblet-init.service joblet-init.socket`"
+
+
+class Launcher:
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._link: Link | None = None
+        self._up = asyncio.Event()
+        self._waiting: dict[int, asyncio.Future[tuple[Message, list[int]]]] = {}
+        self._next = 0
+        self._why = "it is not connected yet"
+
+    async def run(self) -> None:
+        """Keeps the link; owned by the daemon, ends by cancellation."""
+        tries = 0
+        while True:
+            try:
+                await self._connect()
+                tries = 0
+                await self._read()
+                self._why = "init mode hung up"
+            except (JobletError, OSError) as error:
+                self._why = str(error)
+                log.log(
+                    logging.WARNING if tries == 0 else logging.DEBUG,
+                    "no link to init mode at %s: %s; %s",
+                    self._path,
+                    error,
+                    HINT,
+                )
+            finally:
+                self._down()
+            await asyncio.sleep(BACKOFF_S[min(tries, len(BACKOFF_S) - 1)])
+            tries += 1
+
+    async def _connect(self) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        sock.settimeout(0)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, self._path)
+        except BaseException:
+            sock.close()
+            raise
+        self._link = Link(sock)
+        async with asyncio.timeout(ANSWER_S):
+            await self._link.send(link.hello())
+            first = await self._link.recv()
+        if first is None:
+            raise Unavailable("open the link", "init mode hung up before its hello")
+        link.close_all(first[1])
+        link.agree(first[0])
+        log.debug("linked with init mode (%s)", first[0].get("program"))
+        self._up.set()
+
+    async def _read(self) -> None:
+        assert self._link  # noqa: S101
+        while (received := await self._link.recv()) is not None:
+            message, fds = received
+            waiting = self._waiting.pop(message.get("id", -1), None)
+            if waiting is None or waiting.done():
+                link.close_all(fds)
+            elif "ok" in message and isinstance(message["ok"], dict):
+                waiting.set_result((message["ok"], fds))
+            else:
+                link.close_all(fds)
+                waiting.set_exception(link.error_from(message.get("error")))
+
+    def _down(self) -> None:
+        self._up.clear()
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(Unavailable("ask init mode", self._why, hint=HINT))
+        self._waiting.clear()
+
+    async def wait_up(self) -> None:
+        """Raises Unavailable when there is no link within PATIENCE_S."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self._up.wait()
+        except TimeoutError:
+            raise Unavailable("ask init mode", self._why, hint=HINT) from None
+
+    async def _ask(
+        self, verb: str, fds: Sequence[int] = (), *, answer_s: float = ANSWER_S, **fields: object
+    ) -> tuple[Message, list[int]]:
+        await self.wait_up()
+        if self._link is None:
+            raise Unavailable("ask init mode", self._why, hint=HINT)
+        self._next += 1
+        number = self._next
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[tuple[Message, list[int]]] = loop.create_future()
+        self._waiting[number] = answered
+        try:
+            await self._link.send({"id": number, "verb": verb, **fields}, fds)
+            async with asyncio.timeout(answer_s):
+                return await answered
+        except TimeoutError:
+            raise Unavailable(
+                f"ask init mode to {verb}", f"no answer within {answer_s:g} s", hint=HINT
+            ) from None
+        finally:
+            self._waiting.pop(number, None)
+            answered.cancel()
+
+    # -- verbs -----------------------------------------------------------------------------------
+
+    async def launch(self, plan: Plan) -> tuple[int, str]:
+        """(PID 1 in the host's namespace, its cgroup), once the scope stands. Then `go` or
+        `cancel`."""
+        fd = os.memfd_create("joblet-plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            data = plan.to_bytes()
+            if os.write(fd, data) != len(data):
+                raise InvalidArgument(f"launch job {plan.job}", "its plan does not fit into memory")
+            fcntl.fcntl(
+                fd,
+                fcntl.F_ADD_SEALS,
+                fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL,
+            )
+            ok, _ = await self._ask("launch", [fd], job=plan.job)
+        finally:
+            os.close(fd)
+        return int(ok.get("pid", 0)), str(ok.get("cgroup", ""))
+
+    async def go(self, job: str) -> socket.socket:
+        """The connected `ctl`. Raises why the launch failed."""
+        _, fds = await self._ask("go", job=job)
+        return _socket(fds)
+
+    async def cancel(self, job: str) -> None:
+        await self._ask("cancel", job=job)
+
+    async def connect(self, job: str) -> tuple[str, socket.socket | None]:
+        """(state, `ctl` when connected); states are link's. Raises NotFound without a directory."""
+        ok, fds = await self._ask("connect", job=job)
+        return str(ok.get("state")), (_socket(fds) if fds else None)
+
+    async def list_jobs(self) -> dict[str, tuple[str, int]]:
+        """Job -> (LIVE, GONE or NEVER, base of its uids) of every job directory."""
+        jobs: dict[str, tuple[str, int]] = {}
+        after = ""
+        while True:
+            ok, _ = await self._ask("list", after=after)
+            for entry in ok.get("jobs", ()):
+                after = str(entry["job"])
+                jobs[after] = (str(entry["state"]), int(entry["uid"]))
+            if not ok.get("more"):
+                return jobs
+
+    async def results(self, job: str) -> dict[str, int]:
+        """Name (exit, out.rest, err.rest) -> descriptor, of what is there; the caller closes
+        them."""
+        ok, fds = await self._ask("results", job=job)
+        return dict(zip(map(str, ok.get("names", ())), fds, strict=False))
+
+    async def stop(self, job: str) -> None:
+        """Through systemd; returns when the scope is gone."""
+        await self._ask("stop", job=job, answer_s=STOP_S)
+
+    async def kill(self, job: str, signal: int) -> None:
+        await self._ask("kill", job=job, signal=signal)
+
+    async def clean_up(self, job: str) -> None:
+        """The unit forgotten, the directory removed. Raises FailedPrecondition while PID 1
+        lives."""
+        await self._ask("clean-up", job=job)
+
+    async def journal(self, job: str, stream: int, data: bytes) -> int:
+        """Copies whole lines; how many were left out."""
+        ok, _ = await self._ask(
+            "journal", job=job, stream=stream, data=base64.b64encode(data).decode()
+        )
+        return int(ok.get("left_out", 0))
+
+
+def _socket(fds: Sequence[int]) -> socket.socket:
+    if len(fds) != 1:
+        link.close_all(fds)
+        raise Unavailable("ask init mode", "its answer holds no connection")
+    with contextlib.suppress(OSError):
+        os.set_blocking(fds[0], False)
+    return socket.socket(fileno=fds[0])

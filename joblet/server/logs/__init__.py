@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: MIT
+"""What jobs say: kept, in order of arrival, readable by offset, past and future in one.
+
+The rest of the server uses the names below; the modules behind them are this package's own.
+"""
+
+from joblet.server.logs.core import Chunk, Gap
+from joblet.server.logs.follower import Follower
+from joblet.server.logs.format import ERR, OUT, GapKind
+from joblet.server.logs.joblog import JobLog
+from joblet.server.logs.reader import Settings
+from joblet.server.logs.store import LogStore
+
+__all__ = ["ERR", "OUT", "Chunk", "Follower", "Gap", "GapKind", "JobLog", "LogStore", "Settings"]

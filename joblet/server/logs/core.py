@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: MIT
+"""A log's state and files, for the threads that write and read it. Everything here may block.
+
+Invariants: `written[S]` bytes lie in the file of stream S, put there by the stream's one writer
+(its reader thread, or an import while no pipe is attached); `state.held[S]` of them are entered,
+and nobody reads the others. A record is counted in only after it was written whole, under `lock`.
+
+Must not import anything of joblet but joblet.errors and its neighbours format, files, recovery.
+"""
+
+import asyncio
+import dataclasses
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+from joblet.errors import FailedPrecondition, Internal, JobletError
+from joblet.server.logs import format as fmt
+from joblet.server.logs.files import LogFiles, sync_directory
+from joblet.server.logs.format import GapKind, IndexState, Kind, Record
+from joblet.server.logs.recovery import append, unknown_gap
+
+# Records read at once: few at first, because a follower at the end wants one or two.
+_FIRST_RECORDS = 32
+_MORE_RECORDS = 2048
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Chunk:
+    """Bytes of one stream; `data[0]` has the log offset `offset`."""
+
+    offset: int
+    data: bytes
+    stream: int
+    time_us: int  # when the first of them was entered
+
+    @property
+    def offset_end(self) -> int:
+        return self.offset + len(self.data)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Gap:
+    """Log offsets without bytes: `bytes` of them are missing, None if nobody knows how many."""
+
+    offset: int
+    kind: GapKind
+    bytes: int | None
+    stream: int  # 0 if it concerns the whole log
+    time_us: int
+    offset_end: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """A log offset and the number of a record at or before it, from which to look for it."""
+
+    offset: int
+    record: int
+
+
+class LogCore:
+    """One log, opened and repaired. Made by the store, shared by all who use the log."""
+
+    def __init__(
+        self,
+        job_id: str,
+        files: LogFiles,
+        state: IndexState,
+        *,
+        created: bool = False,
+        clock_us: Callable[[], int],
+        wake: Callable[["LogCore"], None],
+        on_dirty: Callable[["LogCore"], None],
+        on_clean: Callable[["LogCore"], None],
+        step: Callable[[str], None],
+    ) -> None:
+        self.job_id = job_id
+        self.files = files
+        self.state = state
+        self.created = created
+        self.written = list(state.held)
+        self.lock = threading.Lock()
+        self.step = step
+        # These four belong to the event loop.
+        self.closed: JobletError | None = None  # why nobody can use the log any more
+        self.trouble: JobletError | None = None  # why reading rests
+        self.waiters: set[asyncio.Future[None]] = set()
+        self.owner: object = None  # the JobLog: it is there as long as anybody uses this
+        self._clock_us = clock_us
+        self._wake = wake
+        self._on_dirty = on_dirty
+        self._on_clean = on_clean
+        self._dirty = not state.all_ended  # what recovery wrote; the store knows
+        self._names_synced = False
+
+    @property
+    def size(self) -> int:
+        """The log offset behind the last byte."""
+        return self.state.size
+
+    @property
+    def ended(self) -> bool:
+        return self.state.all_ended
+
+    def enter(self, stream: int) -> None:
+        """Enter what was written of a stream. Raises OSError; the rest can be entered later."""
+        state = self.state
+        if self.written[stream] == state.held[stream]:
+            return
+        with self.lock:
+            self._touch()
+            while (left := self.written[stream] - state.held[stream]) > 0:
+                part = min(left, fmt.MAX_DATA_BYTES)
+                self._append(Kind.DATA, stream, part, state.held[stream])
+        self._wake(self)
+
+    def end(self, stream: int) -> None:
+        """Enter the end of a stream, once. Raises OSError."""
+        self.enter(stream)
+        with self.lock:
+            if stream not in self.state.ended:
+                self._touch()
+                self._append(Kind.END, stream, 0, self.state.held[stream])
+        self._wake(self)
+
+    def expect(self, streams: frozenset[int]) -> None:
+        """Enter which streams the log has. Raises OSError, FailedPrecondition if they change."""
+        with self.lock:
+            known = self.state.expected
+            if known is not None and known != streams:
+                raise FailedPrecondition(
+                    f"change the streams of job {self.job_id}", f"its log has {sorted(known)}"
+                )
+            if known is None:
+                self._touch()
+                self._append(Kind.EXPECT, 0, fmt.stream_mask(streams), 0)
+        self._wake(self)
+
+    def gap(self, kind: GapKind, stream: int, count: int | None) -> None:
+        """Enter a gap of `count` offsets; None: nobody knows, up to the next multiple of 2^40.
+
+        One of unknown count is synced before anything can follow: an offset is given out once.
+        Raises OSError, FailedPrecondition if the log has ended.
+        """
+        with self.lock:
+            if self.state.all_ended:
+                raise FailedPrecondition(
+                    f"enter a gap in the log of job {self.job_id}", "the log has ended"
+                )
+            self._touch()
+            if count is None:
+                record = unknown_gap(self.state, kind, stream, self._clock_us())
+                append(self.files.index(), self.state, record)
+                os.fdatasync(self.files.index())
+            else:
+                self._append(Kind.GAP, stream, fmt.gap_length(kind, unknown=False), count)
+        self._wake(self)
+
+    def mark_rest(self, stream: int) -> int:
+        """How many bytes of a stream's rest the log holds; marks where the rest begins, once.
+
+        The mark is synced before this returns, and what lies before it. Raises OSError.
+        """
+        self.enter(stream)
+        held = self.state.held[stream]
+        begins = self.state.marks.get(stream)
+        # A log that holds less than at the mark lost bytes of the time before the rest.
+        if begins is None or begins > held:
+            self.sync()
+            self.step("rest:staged")
+            with self.lock:
+                self._touch()
+                self._append(Kind.MARK, stream, 0, held)
+            begins = held
+        self.sync()
+        self.step("rest:marked")
+        return held - begins
+
+    def sync(self) -> None:
+        """Make durable what is entered now. Raises OSError; then nothing is known to be durable.
+
+        The streams' files go first: an index that says too little only costs a second look.
+        """
+        with self.files.pinned():
+            with self.lock:  # before: what is entered meanwhile makes it dirty again
+                self._dirty = False
+                self._on_clean(self)
+            try:
+                for fd in self.files.existing():
+                    os.fdatasync(fd)
+                if not self._names_synced:
+                    sync_directory(self.files.path)
+                    sync_directory(self.files.path.parent)
+                    self._names_synced = True
+            except OSError:
+                with self.lock:
+                    self._touch()
+                raise
+
+    def read(self, place: Place, max_bytes: int) -> tuple[Chunk | Gap, Place] | None:
+        """What stands at an offset, up to `max_bytes` of one stream, and the place behind it.
+
+        None at the end of the log. Raises OSError, and Internal if bytes are not there.
+        """
+        total = self.state.records
+        offset = place.offset
+        with self.files.pinned():
+            number = place.record or self._find(offset, total)
+            first: Record | None = None
+            taken = 0
+            for record in self._records(number, total):
+                end = record.offset + record.span
+                if end > offset + taken:
+                    if first is None and record.kind is Kind.GAP:
+                        return _gap(record, offset), Place(end, number + 1)
+                    if first is None:
+                        first = record
+                    elif record.stream != first.stream or record.kind is not Kind.DATA:
+                        break
+                    taken = min(end - offset, max_bytes)
+                    if end - offset > max_bytes:
+                        break  # the next read begins within this record
+                number += 1
+                if taken == max_bytes:
+                    break
+            if first is None:
+                return None
+            position = first.arg + offset - first.offset
+            data = os.pread(self.files.stream(first.stream), taken, position)
+        if not data:
+            raise Internal(
+                f"read the output of job {self.job_id}",
+                f"{taken} bytes at {position} of stream {first.stream} are not in its file",
+                hint="something else changed the log's files; restart joblet.service to repair it",
+            )
+        behind = Place(offset + len(data), number if len(data) == taken else 0)
+        return Chunk(offset, data, first.stream, first.time_us), behind
+
+    def place(self, offset: int) -> Place:
+        """Where to begin reading at `offset`; found when it is read."""
+        return Place(offset, 0)
+
+    def _append(self, kind: Kind, stream: int, length: int, arg: int) -> None:
+        record = Record(kind, stream, length, self._clock_us(), self.state.size, arg)
+        append(self.files.index(), self.state, record)
+
+    def _touch(self) -> None:
+        if not self._dirty:
+            self._dirty = True
+            self._on_dirty(self)
+
+    def _find(self, offset: int, total: int) -> int:
+        """The number of a record that covers `offset`, or of one shortly before it."""
+        index = self.files.index()
+        low, high = 1, total  # record 0 is the header
+        while low < high:
+            middle = (low + high) // 2
+            raw = os.pread(index, fmt.RECORD_BYTES, middle * fmt.RECORD_BYTES)
+            record = fmt.decode_trusted(raw) if len(raw) == fmt.RECORD_BYTES else None
+            if record is None:
+                raise self._damaged(middle)
+            if record.offset < offset:
+                low = middle + 1
+            else:
+                high = middle
+        return max(1, low - 1)
+
+    def _records(self, number: int, total: int) -> Iterator[Record]:
+        index = self.files.index()
+        batch = _FIRST_RECORDS
+        while number < total:
+            count = min(batch, total - number)
+            raw = os.pread(index, count * fmt.RECORD_BYTES, number * fmt.RECORD_BYTES)
+            for at in range(0, len(raw) - fmt.RECORD_BYTES + 1, fmt.RECORD_BYTES):
+                record = fmt.decode_trusted(raw, at)
+                if record is None:
+                    raise self._damaged(number)
+                yield record
+                number += 1
+            if len(raw) < fmt.RECORD_BYTES:
+                raise self._damaged(number)
+            batch = _MORE_RECORDS
+
+    def _damaged(self, number: int) -> Internal:
+        return Internal(
+            f"read the output of job {self.job_id}",
+            f"record {number} of its index is not there",
+            hint="something else changed the log's files; restart joblet.service to repair it",
+        )
+
+    def release_waiters(self) -> None:
+        """Let all who wait for growth look again. On the event loop."""
+        waiters, self.waiters = self.waiters, set()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def changed(self, still: Callable[[], bool]) -> None:
+        """Wait on the event loop while `still()` holds, at most until the next change."""
+        waiter = asyncio.get_running_loop().create_future()
+        self.waiters.add(waiter)
+        # Looked at after the waiter is there: a thread that changes the log between the two
+        # finds it, and one that did before has made `still` false.
+        try:
+            if still():
+                await waiter
+        finally:
+            self.waiters.discard(waiter)
+
+
+def _gap(record: Record, offset: int) -> Gap:
+    end = record.offset + record.arg
+    kind = fmt.gap_kind(record) or GapKind.LOST
+    count = None if fmt.gap_unknown(record) else end - offset
+    return Gap(offset, kind, count, record.stream, record.time_us, end)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""Read a log by offset, from any point of its past into its future.
+
+A follower is a cursor: it holds no bytes between two reads, and the log does not know how many
+there are. It waits for growth without polling; files are read in a bounded pool of threads.
+
+Must not import anything of joblet but joblet.errors and its neighbours core, faults.
+"""
+
+import asyncio
+import concurrent.futures
+from typing import Final, Self
+
+from joblet.errors import InvalidArgument
+from joblet.server.logs.core import Chunk, Gap, LogCore
+from joblet.server.logs.faults import fault
+
+DEFAULT_CHUNK_BYTES: Final = 1 << 20
+MAX_CHUNK_BYTES: Final = 16 << 20
+
+
+class Follower:
+    """Iterates over a log's chunks and gaps in order of their offsets. One task at a time.
+
+    Neighbouring records of one stream come as one chunk of at most `max_bytes`. With
+    `follow=False` it ends where the log ended when it was made, otherwise behind the end of all
+    expected streams. Raises InvalidArgument for an offset beyond the log's end.
+    """
+
+    def __init__(
+        self,
+        core: LogCore,
+        pool: concurrent.futures.Executor,
+        *,
+        from_offset: int,
+        follow: bool,
+        max_bytes: int,
+    ) -> None:
+        check_range(core, from_offset, max_bytes)
+        self._core = core
+        self._pool = pool
+        self._place = core.place(from_offset)
+        self._until = None if follow else core.size
+        self._max_bytes = max_bytes
+
+    @property
+    def offset(self) -> int:
+        """The log offset of the next byte; where to resume."""
+        return self._place.offset
+
+    async def read(self) -> Chunk | Gap | None:
+        """The next chunk or gap, None at the end. Cancelled, it leaves the cursor where it is.
+
+        Raises NotFound if the log was removed, Unavailable if the store stops, Internal if the
+        disk fails.
+        """
+        core = self._core
+        while True:
+            if core.closed is not None:
+                raise core.closed
+            ended = core.ended  # first: nothing grows behind the end
+            size = core.size
+            if self._until is not None and self.offset >= self._until:
+                return None
+            if self.offset < size:
+                break
+            if ended:
+                return None
+            await core.changed(self._nothing_new)
+        room = self._max_bytes
+        if self._until is not None:
+            room = min(room, self._until - self.offset)
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.run_in_executor(self._pool, core.read, self._place, room)
+        except OSError as exc:
+            raise core.closed or fault(f"read the output of job {core.job_id}", exc) from exc
+        if found is None:
+            return None
+        item, self._place = found
+        return item
+
+    def _nothing_new(self) -> bool:
+        core = self._core
+        return core.size <= self.offset and not core.ended and core.closed is None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Chunk | Gap:
+        item = await self.read()
+        if item is None:
+            raise StopAsyncIteration
+        return item
+
+
+def check_range(core: LogCore, offset: int, max_bytes: int) -> None:
+    """Raises InvalidArgument for an offset or a size that cannot be read."""
+    what = f"read the output of job {core.job_id}"
+    if not 0 <= offset <= core.size:
+        raise InvalidArgument(what, f"offset {offset} is not in the log, which ends at {core.size}")
+    if not 0 < max_bytes <= MAX_CHUNK_BYTES:
+        raise InvalidArgument(what, f"chunks of {max_bytes} bytes, 1 to {MAX_CHUNK_BYTES} allowed")

@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: MIT
+"""Threads that move what jobs say from their pipes into files, and enter it.
+
+A byte goes with splice from the pipe into the stream's file, inside the kernel: it is never in
+this process's memory, and it leaves the pipe if and only if it is in the file. Then it is entered.
+A process killed between the two leaves a file that is longer than its index says, which the
+next opening of the log enters.
+
+Each thread has its own epoll over its own pipes; both streams of a log have the same thread,
+because splice into a file takes no lock. The pipes are watched edge-triggered: a pipe with news
+is "hot" until it says EAGAIN or ends, and each round gives every hot pipe one bounded splice.
+So nobody waits for more than one round, and a pipe whose last writer left before it was watched
+(it has one event, and then never another) is read until its end.
+
+When a round moved little, the thread sleeps for `pace_s` before the next one: small writes
+gather in the pipe meanwhile, and the first of them was already read. A pipe that fills within
+that time counts as busy.
+
+If the disk refuses, the pipe rests, with back-off, and fills: the job waits, nothing is lost.
+
+Must not import anything of joblet but joblet.errors and its neighbours core, faults.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import heapq
+import os
+import select
+import termios
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from joblet.errors import Internal, JobletError, Unavailable
+from joblet.server.logs.core import LogCore
+from joblet.server.logs.faults import fault
+
+_MAX_EVENTS: Final = 1024
+# More than this in one splice: the writers keep up with us, so there is nothing to wait for.
+_BUSY_BYTES: Final = 64 << 10
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """How the readers work; the defaults are measured (tests/bench/logs_throughput.py)."""
+
+    # Bounds of one splice. Few hot pipes get the larger, which is faster; with many, a round
+    # should stay short: `round_bytes` divided by their number, but not less than the smaller.
+    splice_bytes: int = 1 << 20
+    fair_splice_bytes: int = 256 << 10
+    round_bytes: int = 16 << 20
+    pace_s: float = 0.001  # rest after a round that moved little
+    retry_first_s: float = 0.05  # back-off after the disk refused
+    retry_last_s: float = 5.0
+
+
+class Pipe:
+    """The read end of one stream's FIFO, owned by its reader thread."""
+
+    def __init__(self, core: LogCore, stream: int, fd: int) -> None:
+        self.core = core
+        self.stream = stream
+        self.fd = fd
+        self.watched = False  # registered with epoll
+        self.target = -1  # the stream's file, once the thread has opened it
+        self.left: int | None = None  # how many bytes are still to be read, if that is decided
+        self.at_end = False  # all is read; the end is to be entered
+        self.trouble: JobletError | None = None
+        self.delay_s = 0.0
+        # A quarter of a pipe can be all it holds: small writes do not always share a page.
+        self.busy_bytes = min(_BUSY_BYTES, fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) // 4)
+        self.waiting: list[concurrent.futures.Future[None]] = []  # for the end
+        self.closed = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReaderStatistics:
+    """What one thread has done."""
+
+    pipes: int
+    alive: bool
+    bytes_moved: int
+    chunks: int
+    rounds: int
+    pauses: int  # how often a pipe had to rest because the disk refused
+
+
+class Reader:
+    """One thread. `attach`, `finish`, `detach` and `stop` may be called from any thread."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        *,
+        on_trouble: Callable[[LogCore, JobletError | None], None],
+        on_death: Callable[[JobletError], None],
+        step: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._on_trouble = on_trouble
+        self._on_death = on_death
+        self._step = step
+        self._epoll = select.epoll()
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
+        self._lock = threading.Lock()
+        self._commands: collections.deque[Callable[[], None]] = collections.deque()
+        self._failure: JobletError | None = None  # set once the thread takes no more commands
+        self._stopping = False
+        self._pipes: dict[int, Pipe] = {}
+        self._hot: dict[Pipe, None] = {}
+        self._resting: list[tuple[float, int, Pipe]] = []
+        self._bytes_moved = self._chunks = self._rounds = self._pauses = 0
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._failure is None
+
+    @property
+    def load(self) -> int:
+        return len(self._pipes) + len(self._commands)
+
+    def statistics(self) -> ReaderStatistics:
+        return ReaderStatistics(
+            pipes=len(self._pipes),
+            alive=self.alive,
+            bytes_moved=self._bytes_moved,
+            chunks=self._chunks,
+            rounds=self._rounds,
+            pauses=self._pauses,
+        )
+
+    def attach(self, pipe: Pipe) -> None:
+        """Read the pipe from now on. Raises JobletError if the thread is gone."""
+        self._post(lambda: self._add(pipe))
+
+    def finish(self, pipe: Pipe) -> concurrent.futures.Future[None]:
+        """Read what the pipe holds now, enter the end, close it; done when it is entered."""
+        done: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._post(lambda: self._limit(pipe, done))
+        return done
+
+    def detach(self, pipe: Pipe) -> concurrent.futures.Future[None]:
+        """Close the pipe, reading nothing more and entering no end; done when it is closed."""
+        done: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def release() -> None:
+            self._close(pipe, Unavailable(*_unfinished(pipe), hint="it is read on when attached"))
+            _settle(done, None)
+
+        self._post(release)
+        return done
+
+    def stop(self) -> None:
+        """End the thread, wait for it, and close its pipes. Blocking."""
+
+        def leave() -> None:
+            self._stopping = True
+
+        with contextlib.suppress(JobletError):
+            self._post(leave)
+        self._thread.join()
+        for pipe in list(self._pipes.values()):
+            self._close(pipe, Unavailable(*_unfinished(pipe), hint="it is read on when attached"))
+        self._epoll.close()
+        os.close(self._wake_fd)
+
+    # Below: the thread.
+
+    def _post(self, command: Callable[[], None]) -> None:
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            self._commands.append(command)
+            os.eventfd_write(self._wake_fd, 1)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._round()
+            failure: JobletError = Unavailable("read output", "the log store is stopping")
+        except BaseException as exc:  # whatever it was: a thread must not die unseen
+            failure = Internal(
+                "read output",
+                f"a reader thread ended: {exc!r}",
+                hint="restart joblet.service: jobs wait meanwhile, nothing they say is lost",
+            )
+            failure.__cause__ = exc
+        with self._lock:
+            self._failure = failure
+            commands, self._commands = self._commands, collections.deque()
+        if self._stopping:
+            for command in commands:
+                command()
+            return
+        self._on_death(failure)
+        # The pipes stay open and unread: whoever takes over finds everything in them.
+        for pipe in self._pipes.values():
+            _resolve(pipe, failure)
+        for command in commands:
+            command()
+        for pipe in self._pipes.values():
+            _resolve(pipe, failure)
+
+    def _round(self) -> None:
+        events = self._epoll.poll(self._timeout_s(), _MAX_EVENTS)
+        self._step("reader:polled")
+        self._rounds += 1
+        for fd, _ in events:
+            if fd == self._wake_fd:
+                self._obey()
+            elif (pipe := self._pipes.get(fd)) is not None and pipe.trouble is None:
+                self._hot[pipe] = None
+        while self._resting and self._resting[0][0] <= time.monotonic():
+            pipe = heapq.heappop(self._resting)[2]
+            if not pipe.closed:
+                self._hot[pipe] = None
+        busy = False
+        settings = self._settings
+        next_round = time.monotonic() + settings.pace_s
+        share = settings.round_bytes // max(1, len(self._hot))
+        share = max(settings.fair_splice_bytes, min(settings.splice_bytes, share))
+        for pipe in list(self._hot):
+            if not pipe.closed and self._visit(pipe, share) >= pipe.busy_bytes:
+                busy = True
+        if self._hot and not busy and (rest := next_round - time.monotonic()) > 0:
+            time.sleep(rest)
+
+    def _timeout_s(self) -> float | None:
+        if self._hot:
+            return 0
+        if self._resting:
+            return max(0.0, self._resting[0][0] - time.monotonic())
+        return None
+
+    def _obey(self) -> None:
+        os.eventfd_read(self._wake_fd)
+        while True:
+            with self._lock:
+                if not self._commands:
+                    return
+                command = self._commands.popleft()
+            command()
+
+    def _add(self, pipe: Pipe) -> None:
+        self._pipes[pipe.fd] = pipe
+        pipe.core.files.pin()
+        self._hot[pipe] = None
+
+    def _limit(self, pipe: Pipe, done: concurrent.futures.Future[None]) -> None:
+        if pipe.closed:
+            _settle(done, None)
+            return
+        pipe.waiting.append(done)
+        if pipe.left is None:
+            pipe.left = _readable(pipe.fd)
+            pipe.at_end = pipe.at_end or pipe.left == 0
+        if pipe.trouble is None:
+            self._hot[pipe] = None
+
+    def _visit(self, pipe: Pipe, share: int) -> int:
+        """One step of a pipe, of at most `share` bytes; how many it moved."""
+        moved = 0
+        try:
+            moved = self._advance(pipe, share)
+        except OSError as exc:
+            self._rest(pipe, fault(f"keep the output of job {pipe.core.job_id}", exc))
+            return moved
+        except Exception as exc:  # a bug: it stops this pipe, loudly, and not the others
+            error = Internal(f"keep the output of job {pipe.core.job_id}", repr(exc))
+            error.__cause__ = exc
+            self._rest(pipe, error)
+            return moved
+        if pipe.trouble is not None:
+            pipe.trouble = None
+            pipe.delay_s = 0.0
+            self._on_trouble(pipe.core, None)
+        return moved
+
+    def _advance(self, pipe: Pipe, share: int) -> int:
+        core, stream = pipe.core, pipe.stream
+        if not pipe.watched:
+            self._epoll.register(pipe.fd, select.EPOLLIN | select.EPOLLET)
+            pipe.watched = True
+        if pipe.target < 0:
+            pipe.target = core.files.stream(stream, create=True)
+            self._step("reader:opened")
+        core.enter(stream)  # what the disk refused to enter before, if anything
+        moved = 0
+        if not pipe.at_end:
+            want = share if pipe.left is None else min(share, pipe.left)
+            self._step("reader:before-splice")
+            try:
+                moved = os.splice(pipe.fd, pipe.target, want, offset_dst=core.written[stream])
+            except BlockingIOError:
+                if pipe.left is None:
+                    self._hot.pop(pipe, None)
+                    return 0
+            self._step("reader:spliced")
+            if moved == 0:
+                pipe.at_end = True
+            else:
+                core.written[stream] += moved
+                if pipe.left is not None:
+                    pipe.left -= moved
+                    pipe.at_end = pipe.left == 0
+                core.enter(stream)
+                self._bytes_moved += moved
+                self._chunks += 1
+                self._step("reader:entered")
+        if pipe.at_end:
+            core.end(stream)
+            self._step("reader:ended")
+            self._close(pipe, None)
+            self._step("reader:closed")
+        return moved
+
+    def _rest(self, pipe: Pipe, error: JobletError) -> None:
+        settings = self._settings
+        news = pipe.trouble is None or pipe.trouble.why != error.why
+        pipe.trouble = error
+        pipe.delay_s = min(settings.retry_last_s, pipe.delay_s * 2 or settings.retry_first_s)
+        self._hot.pop(pipe, None)
+        heapq.heappush(self._resting, (time.monotonic() + pipe.delay_s, id(pipe), pipe))
+        self._pauses += 1
+        if news:
+            self._on_trouble(pipe.core, error)
+
+    def _close(self, pipe: Pipe, failure: JobletError | None) -> None:
+        if pipe.closed:
+            return
+        self._hot.pop(pipe, None)
+        self._pipes.pop(pipe.fd, None)
+        if pipe.watched:
+            self._epoll.unregister(pipe.fd)
+        os.close(pipe.fd)
+        pipe.core.files.unpin()
+        pipe.closed = True
+        if pipe.trouble is not None:
+            pipe.trouble = None
+            self._on_trouble(pipe.core, None)
+        _resolve(pipe, failure)
+
+
+def _readable(fd: int) -> int:
+    """How many bytes a pipe holds."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), "little")
+
+
+def _unfinished(pipe: Pipe) -> tuple[str, str]:
+    return f"finish the output of job {pipe.core.job_id}", "its pipe was detached"
+
+
+def _resolve(pipe: Pipe, failure: JobletError | None) -> None:
+    waiting, pipe.waiting = pipe.waiting, []
+    for done in waiting:
+        _settle(done, failure)
+
+
+def _settle(done: concurrent.futures.Future[None], failure: JobletError | None) -> None:
+    """Resolve a future whose caller may have given up on it."""
+    if not done.set_running_or_notify_cancel():
+        return
+    if failure is None:
+        done.set_result(None)
+    else:
+        done.set_exception(failure)

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: MIT
+"""Open a log's files: make them if they are new, else find their valid prefix and repair the rest.
+
+Blocking. Idempotent: each step leaves files from which the next opening comes to the same end,
+so it may be killed between any two. Cases, in the order in which they are looked at:
+
+1. No index, no bytes: a new log; the header is written. If the caller knows that there was one,
+   the header says "unknown boot", which makes it case 4.
+2. The header is not there or not valid: likewise, and everything in the index is discarded.
+3. Records behind the valid prefix (torn, flipped, out of order): discarded. They may have been
+   read, so a gap of unknown count, beyond all offsets that any of them names, takes the place of
+   the first, then the others are cut off.
+4. The log was last written in another boot that did not end with a clean stop: what was not
+   synced is gone, without a trace in the index. A gap of unknown count.
+5. A stream's file is shorter than the index says: the index is written anew, with gaps of
+   exactly that many bytes in place of what is missing, and renamed over the old one.
+6. A stream's file is longer than the index says: its bytes are entered now.
+
+Gaps of 3 and 4 are synced before anything may follow them: an offset is given out once, even
+if the machine dies twice.
+
+Must not import anything of joblet but joblet.errors and its neighbours format, files.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from joblet.errors import FailedPrecondition
+from joblet.server.logs import format as fmt
+from joblet.server.logs.files import LogFiles, sync_directory, write_all
+from joblet.server.logs.format import GapKind, IndexState, Kind, Record
+
+UNKNOWN_BOOT: Final = 0
+_BLOCK_BYTES: Final = 1 << 20
+# A pair of CHECKs lies at most this far from the end, if there is one that helps.
+_TAIL_RECORDS: Final = 2 * fmt.CHECK_EVERY + 8
+
+
+def append(fd: int, state: IndexState, record: Record) -> None:
+    """Write a record behind those of `state` and count it in. Raises OSError, changing nothing."""
+    raw = fmt.encode(record, state.records)
+    write_all(fd, raw, state.records * fmt.RECORD_BYTES)
+    state.apply(record, raw)
+    if state.wants_check:
+        append_check(fd, state)
+
+
+def append_check(fd: int, state: IndexState) -> None:
+    """Write a pair of CHECK records. If the disk refuses, there is none: it is never needed."""
+    try:
+        for stream in fmt.STREAMS:
+            record = state.check(stream)
+            raw = fmt.encode(record, state.records)
+            write_all(fd, raw, state.records * fmt.RECORD_BYTES)
+            state.apply(record, raw)
+    except OSError:
+        return
+
+
+def unknown_gap(
+    state: IndexState, kind: GapKind, stream: int, now_us: int, *, beyond: int = 0
+) -> Record:
+    """A gap from the end of the log to the next multiple of UNKNOWN_GAP_ALIGN.
+
+    `beyond`: the first one that is also behind this log offset.
+    """
+    align = fmt.UNKNOWN_GAP_ALIGN
+    end = max(state.size, beyond) + 1
+    end += -end % align
+    length = fmt.gap_length(kind, unknown=True)
+    return Record(Kind.GAP, stream, length, now_us, state.size, end - state.size)
+
+
+def recover(
+    files: LogFiles,
+    *,
+    job_id: str,
+    boot: int,
+    clean_boot: int,
+    now_us: Callable[[], int],
+    step: Callable[[str], None],
+    from_earlier_boot: bool = False,
+) -> IndexState:
+    """The state of a log whose files are pinned; the files are as it says when this returns.
+
+    `from_earlier_boot`: its job ran before this boot, so if there is nothing, all of it is lost.
+    `boot`: tag of the running boot; `clean_boot`: that of a boot whose last server stopped
+    cleanly, everything synced, or UNKNOWN_BOOT. Raises OSError (the disk refuses), and
+    FailedPrecondition for a log of a newer version.
+    """
+    index = files.index(create=True)
+    index_bytes = os.fstat(index).st_size
+    state = scan(index, index_bytes)
+    if state.records and state.version > fmt.VERSION:
+        raise FailedPrecondition(
+            f"open the log of job {job_id}",
+            f"it has format version {state.version}, this server knows {fmt.VERSION}",
+            hint="use the version of joblet that wrote it, or a newer one",
+        )
+    step("recovery:scanned")
+    damaged = index_bytes > state.records * fmt.RECORD_BYTES
+    beyond = _furthest(index, state.records, index_bytes) if damaged else 0
+    if state.records == 0:
+        empty = index_bytes == 0 and not any(files.length(stream) for stream in fmt.STREAMS)
+        tag = boot if empty and not from_earlier_boot else UNKNOWN_BOOT
+        append(index, state, Record(Kind.HEADER, 0, fmt.VERSION, now_us(), fmt.MAGIC, tag))
+        step("recovery:header")
+    crashed = state.boot not in (boot, clean_boot) or state.boot == UNKNOWN_BOOT
+    interrupted = state.loss_us is not None  # an opening that was killed before its gap
+    if interrupted:
+        _enter_loss(index, state, beyond)
+        step("recovery:gap")
+    elif damaged:
+        crashed = True
+    doubtful = crashed and not state.all_ended
+    if doubtful or (state.boot != boot and not state.all_ended):
+        loss = fmt.BOOT_LOSS if doubtful else 0
+        append(index, state, Record(Kind.BOOT, 0, loss, now_us(), state.size, boot))
+        step("recovery:boot")
+    if doubtful:
+        _enter_loss(index, state, beyond)
+        step("recovery:gap")
+    if index_bytes > state.records * fmt.RECORD_BYTES:
+        os.ftruncate(index, state.records * fmt.RECORD_BYTES)
+        step("recovery:cut")
+    if doubtful or interrupted:
+        os.fdatasync(index)
+        sync_directory(files.path)  # the index may be new beside files that are not
+        step("recovery:synced")
+    if any(files.length(stream) < state.held[stream] for stream in fmt.STREAMS):
+        state = _rewrite(files, state)
+        index = files.index()
+        step("recovery:rewritten")
+    for stream in fmt.STREAMS:
+        _enter_leftover(files, state, stream, now_us)
+        step("recovery:entered")
+    if state.wants_check:
+        append_check(index, state)
+    return state
+
+
+def scan(fd: int, index_bytes: int) -> IndexState:
+    """The state of the longest valid prefix of an index of `index_bytes` bytes."""
+    state = _from_last_check(fd, index_bytes) or IndexState()
+    position = state.records * fmt.RECORD_BYTES
+    for raw in _read_blocks(fd, position, index_bytes):
+        for at in range(0, len(raw) - fmt.RECORD_BYTES + 1, fmt.RECORD_BYTES):
+            piece = raw[at : at + fmt.RECORD_BYTES]
+            record = fmt.decode(piece, state.records)
+            if record is None or not state.accepts(record):
+                return state
+            state.apply(record, piece)
+    return state
+
+
+def _enter_loss(fd: int, state: IndexState, beyond: int) -> None:
+    """The gap that a BOOT record has announced."""
+    time_us = state.loss_us or 0
+    append(fd, state, unknown_gap(state, GapKind.LOST, fmt.ALL_STREAMS, time_us, beyond=beyond))
+
+
+def _furthest(fd: int, number: int, index_bytes: int) -> int:
+    """The largest log offset that a whole record from `number` on names, whatever precedes it."""
+    furthest = 0
+    for raw in _read_blocks(fd, number * fmt.RECORD_BYTES, index_bytes):
+        for at in range(0, len(raw) - fmt.RECORD_BYTES + 1, fmt.RECORD_BYTES):
+            record = fmt.decode(raw[at : at + fmt.RECORD_BYTES], number)
+            if record is not None and record.kind is not Kind.HEADER:
+                furthest = max(furthest, record.offset + record.span)
+            number += 1
+    return furthest
+
+
+def _from_last_check(fd: int, index_bytes: int) -> IndexState | None:
+    """The state behind the last CHECK pair, if all before it is as it was written."""
+    total = index_bytes // fmt.RECORD_BYTES
+    first = max(1, total - _TAIL_RECORDS)
+    if total - first < 2:
+        return None
+    tail = os.pread(fd, (total - first) * fmt.RECORD_BYTES, first * fmt.RECORD_BYTES)
+    second: Record | None = None
+    for at in range(len(tail) - fmt.RECORD_BYTES, -1, -fmt.RECORD_BYTES):
+        number = first + at // fmt.RECORD_BYTES
+        if tail[at + 3] >> 4 != Kind.CHECK:  # the kind's bits, without decoding the record
+            second = None
+            continue
+        record = fmt.decode(tail[at : at + fmt.RECORD_BYTES], number)
+        if record is not None and second is not None:
+            digest, version = _digest(fd, number * fmt.RECORD_BYTES)
+            pair = tail[at : at + 2 * fmt.RECORD_BYTES]
+            # The only pair tried: if it does not fit, an earlier one would not either,
+            # or the damage lies between the two and reading everything finds it.
+            found = IndexState.from_check(record, second, number, digest, pair)
+            return found if version == fmt.VERSION else None
+        second = record
+    return None
+
+
+def _digest(fd: int, end: int) -> tuple[fmt.Digest, int]:
+    """Of the first `end` bytes of an index, and the version that its header says."""
+    digest, version = fmt.new_digest(), 0
+    for number, raw in enumerate(_read_blocks(fd, 0, end)):
+        if number == 0:
+            header = fmt.decode(raw[: fmt.RECORD_BYTES], 0)
+            version = header.length if header and IndexState().accepts(header) else 0
+        digest.update(raw)
+    return digest, version
+
+
+def _read_blocks(fd: int, position: int, end: int) -> Iterator[bytes]:
+    """The bytes [position, end) in blocks of whole records (but for a torn one at the end)."""
+    while position < end:
+        raw = os.pread(fd, min(_BLOCK_BYTES, end - position), position)
+        if not raw:
+            return
+        if len(raw) > fmt.RECORD_BYTES:
+            raw = raw[: len(raw) - len(raw) % fmt.RECORD_BYTES]
+        yield raw
+        position += len(raw)
+
+
+def _rewrite(files: LogFiles, old: IndexState) -> IndexState:
+    """Write the index anew, with exact gaps in place of bytes that the streams' files lack."""
+    lengths = {stream: files.length(stream) for stream in fmt.STREAMS}
+    state = IndexState()
+    source = files.index()
+    target = files.new_index()
+    try:
+        for raw in _read_blocks(source, 0, old.records * fmt.RECORD_BYTES):
+            for at in range(0, len(raw), fmt.RECORD_BYTES):
+                record = fmt.decode_trusted(raw, at)
+                if record is not None:
+                    for new in _without_missing(record, state, lengths):
+                        append(target, state, new)
+        os.fdatasync(target)
+    finally:
+        os.close(target)
+    files.replace_index()
+    return state
+
+
+def _without_missing(
+    record: Record, state: IndexState, lengths: dict[int, int]
+) -> Iterator[Record]:
+    """What stands in the new index for a record of the old one."""
+    if record.kind is Kind.CHECK:
+        return  # `append` writes new ones
+    if record.kind in (Kind.END, Kind.MARK):
+        yield record._replace(arg=state.held[record.stream])
+    elif record.kind is Kind.DATA:
+        there = max(0, min(record.length, lengths[record.stream] - record.arg))
+        if there:
+            yield record._replace(length=there)
+        missing = record.length - there
+        if missing:
+            lost = fmt.gap_length(GapKind.LOST, unknown=False)
+            yield record._replace(
+                kind=Kind.GAP, length=lost, offset=record.offset + there, arg=missing
+            )
+    else:
+        yield record
+
+
+def _enter_leftover(
+    files: LogFiles, state: IndexState, stream: int, now_us: Callable[[], int]
+) -> None:
+    """Enter the bytes of a stream's file that the index does not account for."""
+    length = files.length(stream)
+    if length > state.held[stream] and stream in state.ended:
+        # Nothing of ours writes behind the end of a stream.
+        os.ftruncate(files.stream(stream), state.held[stream])
+        return
+    while (left := length - state.held[stream]) > 0:
+        part = min(left, fmt.MAX_DATA_BYTES)
+        held = state.held[stream]
+        append(files.index(), state, Record(Kind.DATA, stream, part, now_us(), state.size, held))

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: MIT
+"""All logs of a server: opens them, owns the threads that fill them, closes everything.
+
+Must not import anything of joblet but joblet.errors and its neighbours.
+"""
+
+import asyncio
+import dataclasses
+import functools
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from joblet.errors import FailedPrecondition, JobletError, NotFound, Unavailable
+from joblet.server.logs.core import LogCore
+from joblet.server.logs.directory import LogDirectory
+from joblet.server.logs.faults import fault
+from joblet.server.logs.files import FileCache, LogFiles
+from joblet.server.logs.joblog import JobLog, Shared
+from joblet.server.logs.reader import Reader, ReaderStatistics, Settings
+from joblet.server.logs.recovery import recover
+from joblet.server.logs.waker import Waker
+
+_Result = TypeVar("_Result")
+
+
+def _ignore(*_: object) -> None:
+    """The default of every callback."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoreStatistics:
+    """The store at one moment."""
+
+    logs_open: int
+    readers: tuple[ReaderStatistics, ...]
+
+
+class LogStore:
+    """The logs beneath `directory`. Everything but the constructor runs on one event loop.
+
+    `clock_us`: wall clock in microseconds since the epoch, called from any thread.
+    `boot_id`: identifies this boot of the machine; the kernel's by default.
+    `max_idle_logs`: how many logs that nobody reads or writes keep their (three) files open.
+    `on_trouble(job_id, error)`: reading a job rests because of `error`, None: it goes on again.
+    `on_death(error)`: a reader thread is gone by a bug; its jobs wait for another server.
+    `step(name)`: called between every two steps that a kill could part; from any thread.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        clock_us: Callable[[], int],
+        readers: int = 2,
+        io_threads: int = 4,
+        max_idle_logs: int = 64,
+        settings: Settings | None = None,
+        boot_id: str | None = None,
+        on_trouble: Callable[[str, JobletError | None], None] = _ignore,
+        on_death: Callable[[JobletError], None] = _ignore,
+        step: Callable[[str], None] = _ignore,
+    ) -> None:
+        self._directory = LogDirectory(Path(directory), boot_id)
+        self._clock_us = clock_us
+        self._reader_count = readers
+        self._io_threads = io_threads
+        self._settings = settings or Settings()
+        self._on_trouble = on_trouble
+        self._on_death = on_death
+        self._step = step
+        self._cache = FileCache(max_idle_logs)
+        self._logs: weakref.WeakValueDictionary[str, JobLog] = weakref.WeakValueDictionary()
+        self._removing: set[str] = set()
+        self._opening: dict[str, asyncio.Future[JobLog]] = {}
+        self._dirty: set[LogCore] = set()  # keeps a log until what was entered is synced
+        self._readers: list[Reader] = []
+        self._shared: Shared | None = None
+        self._waker: Waker | None = None
+
+    async def start(self) -> None:
+        """Take the directory and start the readers.
+
+        Raises FailedPrecondition if another process uses the directory or its filesystem cannot
+        splice, Internal or ResourceExhausted if the disk refuses.
+        """
+        if self._shared is not None:
+            raise FailedPrecondition("start the log store", "it is running")
+        await asyncio.to_thread(self._directory.take)
+        self._waker = Waker(asyncio.get_running_loop())
+        self._shared = Shared(self._pick_reader, self._io_threads)
+        for number in range(self._reader_count):
+            reader = Reader(
+                f"log-reader-{number}",
+                self._settings,
+                on_trouble=functools.partial(self._waker.call, self._tell_trouble),
+                on_death=functools.partial(self._waker.call, self._on_death),
+                step=self._step,
+            )
+            self._readers.append(reader)
+            reader.start()
+
+    async def stop(self) -> None:
+        """Stop reading, close the pipes unread and without ends, sync, let the directory go.
+
+        Followers and whoever waits get Unavailable. Raises Internal or ResourceExhausted if the
+        disk refuses to sync; everything is closed then, too.
+        """
+        shared, self._shared = self._shared, None
+        if shared is None:
+            return
+        stopping = Unavailable(
+            "use the output of a job",
+            "the server is stopping",
+            hint="try again; following resumes at the last offset",
+        )
+        for log in list(self._logs.values()):
+            log.shut(stopping)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for reader in self._readers:
+                    group.create_task(asyncio.to_thread(reader.stop))
+            await shared.close()
+            await asyncio.to_thread(self._sync_all)
+        finally:
+            self._readers.clear()
+            self._dirty.clear()
+            self._cache.close()
+            self._directory.release()
+
+    async def open(self, job_id: str, *, from_earlier_boot: bool = False) -> JobLog:
+        """The log of a job, made if it is not there, repaired if it needs it.
+
+        `from_earlier_boot`: the job started before the machine last booted; if nothing is left of
+        its log, that is a loss and not a beginning, and is entered as one.
+        The same object for everyone as long as anyone uses it. Raises InvalidArgument for an id
+        that cannot name a directory, FailedPrecondition for a log of a newer version or one that
+        is being removed, ResourceExhausted or Internal if the disk refuses.
+        """
+        shared = self._running()
+        self._directory.log_path(job_id)
+        if job_id in self._removing:
+            raise FailedPrecondition(f"open the log of job {job_id}", "it is being removed")
+        log = self._logs.get(job_id)
+        if log is not None:
+            return log
+        opening = self._opening.get(job_id)
+        if opening is None:
+            opening = asyncio.ensure_future(
+                shared.run(self._open(shared, job_id, from_earlier_boot=from_earlier_boot))
+            )
+            self._opening[job_id] = opening
+            opening.add_done_callback(functools.partial(self._opened, job_id))
+        return await asyncio.shield(opening)
+
+    async def exists(self, job_id: str) -> bool:
+        """Whether there is a log of this job."""
+        return await self._in_pool(self._directory.holds, job_id)
+
+    async def list(self) -> list[str]:
+        """The ids of the jobs that have a log, sorted."""
+        return await self._in_pool(self._directory.list)
+
+    async def remove(self, job_id: str) -> None:
+        """Remove a log and everything in it; who follows it gets NotFound.
+
+        Raises NotFound, and FailedPrecondition while a pipe of the job is attached.
+        """
+        shared = self._running()
+        path = self._directory.log_path(job_id)
+        what = f"remove the log of job {job_id}"
+        if job_id in self._opening or job_id in self._removing:
+            raise FailedPrecondition(what, "it is being opened or removed", hint="try again")
+        log = self._logs.get(job_id)
+        if log is not None and log.attached:
+            raise FailedPrecondition(what, "its output is still being read")
+        self._removing.add(job_id)
+        try:
+            if log is not None:
+                del self._logs[job_id]
+                log.core.files.dropped = True
+                log.shut(NotFound(f"use the log of job {job_id}", "it was removed"))
+                await log.quiet()
+                self._dirty.discard(log.core)
+            await shared.run(self._in_pool(self._directory.remove, job_id))
+        except FileNotFoundError as exc:
+            raise NotFound(what, "there is none") from exc
+        except OSError as exc:
+            raise fault(what, exc) from exc
+        finally:
+            self._cache.drop(path)
+            self._removing.discard(job_id)
+
+    def statistics(self) -> StoreStatistics:
+        return StoreStatistics(
+            logs_open=len(self._logs),
+            readers=tuple(reader.statistics() for reader in self._readers),
+        )
+
+    def _running(self) -> Shared:
+        if self._shared is None:
+            raise Unavailable("use the log store", "it is not running")
+        return self._shared
+
+    async def _in_pool(self, function: Callable[..., _Result], *args: object) -> _Result:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._running().write_pool, function, *args)
+
+    async def _open(self, shared: Shared, job_id: str, *, from_earlier_boot: bool) -> JobLog:
+        try:
+            blocking = functools.partial(
+                self._open_blocking, job_id, from_earlier_boot=from_earlier_boot
+            )
+            core = await self._in_pool(blocking)
+        except OSError as exc:
+            raise fault(f"open the log of job {job_id}", exc) from exc
+        log = JobLog(core, shared=shared)
+        self._logs[job_id] = log
+        if not core.ended:
+            self._dirty.add(core)
+        return log
+
+    def _opened(self, job_id: str, opening: asyncio.Future[JobLog]) -> None:
+        del self._opening[job_id]
+        if not opening.cancelled():
+            opening.exception()  # seen, in case its callers are gone
+
+    def _open_blocking(self, job_id: str, *, from_earlier_boot: bool) -> LogCore:
+        directory = self._directory
+        created = not directory.holds(job_id)
+        files = LogFiles(directory.make(job_id), self._cache)
+        with files.pinned():
+            state = recover(
+                files,
+                job_id=job_id,
+                boot=directory.boot,
+                clean_boot=directory.clean_boot,
+                now_us=self._clock_us,
+                step=self._step,
+                from_earlier_boot=from_earlier_boot,
+            )
+        return LogCore(
+            job_id,
+            files,
+            state,
+            created=created,
+            clock_us=self._clock_us,
+            wake=self._wake,
+            on_dirty=self._dirty.add,
+            on_clean=self._dirty.discard,
+            step=self._step,
+        )
+
+    def _wake(self, core: LogCore) -> None:
+        if self._waker is not None:
+            self._waker.wake(core)
+
+    def _pick_reader(self) -> Reader:
+        alive = [reader for reader in self._readers if reader.alive]
+        if not alive:
+            raise Unavailable(
+                "read output", "no reader thread is left", hint="restart joblet.service"
+            )
+        return min(alive, key=lambda reader: reader.load)
+
+    def _tell_trouble(self, core: LogCore, error: JobletError | None) -> None:
+        core.trouble = error
+        self._on_trouble(core.job_id, error)
+
+    def _sync_all(self) -> None:
+        try:
+            for core in list(self._dirty):
+                if not core.files.dropped:
+                    core.sync()
+            self._directory.mark_clean()
+        except OSError as exc:
+            raise fault(f"store the output in {self._directory.path}", exc) from exc

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: MIT
+"""proto <-> model. Pure. Units of the wire: MiB, percent of a core, RFC 3339 to the second."""
+
+import datetime
+from collections.abc import Mapping
+from typing import Final
+
+from joblet.config import duration_us
+from joblet.errors import InvalidArgument, Unimplemented
+from joblet.model import Job, JobSpec, Limits
+from joblet.server.admission import WHAT
+from joblet_pb import joblet_pb2 as pb
+
+MIB: Final = 1 << 20
+SECRET: Final = "***"  # noqa: S105 - what stands for one
+INT32: Final = 2**31 - 1
+MAX_TIMEOUT_US: Final = 366 * 86_400_000_000
+
+# fields of a request that a client may set and this server does not serve
+NOT_SERVED: Final[Mapping[str, str]] = {
+    "uploads": "uploading files",
+    "schedule": "scheduling",
+    "volumes": "volumes",
+    "runtime": "runtimes",
+    "gpu_count": "GPUs",
+    "gpu_memory_mb": "GPUs",
+}
+
+
+def spec(request: pb.RunJobRequest) -> JobSpec:
+    """What was asked for. Raises InvalidArgument, Unimplemented."""
+    for field, what in NOT_SERVED.items():
+        if getattr(request, field):
+            raise Unimplemented(WHAT, f"{what} ({field}) is not served by this version")
+    return JobSpec(
+        command=request.command,
+        args=tuple(request.args),
+        name=request.name,
+        environment=dict(request.environment),
+        secret_environment=dict(request.secret_environment),
+        work_dir=request.work_dir,
+        network=request.network,
+        limits=Limits(
+            max_cpu=request.max_cpu,
+            cpu_cores=request.cpu_cores,
+            max_memory=request.max_memory * MIB,
+            max_iobps=request.max_io_bps,
+            max_tasks=request.max_tasks,
+        ),
+        timeout_us=_timeout(request.timeout),
+        merge=request.merge,
+    )
+
+
+def _timeout(text: str) -> int:
+    if not text:
+        return 0
+    try:
+        value = duration_us(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= MAX_TIMEOUT_US:
+        raise InvalidArgument(
+            WHAT,
+            f"timeout {text!r:.40} is not a duration up to a year",
+            hint="write 30s, 5m or 1h30m",
+        )
+    return value
+
+
+def run_response(job: Job) -> pb.RunJobResponse:
+    asked = job.spec.limits
+    return pb.RunJobResponse(
+        job_uuid=job.id,
+        status=job.state,
+        command=job.spec.command,
+        args=job.spec.args,
+        max_cpu=asked.max_cpu,
+        cpu_cores=asked.cpu_cores,
+        max_memory=_int32(asked.max_memory // MIB),
+        max_io_bps=_int32(asked.max_iobps),
+        start_time=timestamp(job.created_us),
+        end_time=timestamp(job.ended_us),
+        exit_code=_exit_code(job),
+    )
+
+
+def job_status(job: Job, node_id: str) -> pb.GetJobStatusResponse:
+    asked, effective, end = job.spec.limits, job.effective, job.end
+    return pb.GetJobStatusResponse(
+        uuid=job.id,
+        name=job.spec.name,
+        command=job.spec.command,
+        args=job.spec.args,
+        max_cpu=asked.max_cpu,
+        cpu_cores=asked.cpu_cores,
+        max_memory=_int32(asked.max_memory // MIB),
+        max_io_bps=_int32(asked.max_iobps),
+        status=job.state,
+        start_time=timestamp(job.created_us),
+        end_time=timestamp(job.ended_us),
+        exit_code=_exit_code(job),
+        environment=job.spec.environment,
+        secret_environment=dict.fromkeys(job.spec.secret_environment, SECRET),
+        network=job.spec.network or "host",
+        work_dir=job.spec.work_dir,
+        node_id=node_id,
+        timeout=duration(job.spec.timeout_us),
+        reason=end.reason if end else "",
+        reason_text=str(end) if end else "",
+        unit=job.unit,
+        pid=job.pid,
+        cgroup=job.cgroup,
+        effective=pb.EffectiveLimits(
+            max_cpu=_int32(effective.max_cpu),
+            cpu_cores=effective.cpu_cores,
+            max_memory_bytes=effective.max_memory,
+            max_io_bps=effective.max_iobps,
+            max_tasks=_int32(effective.max_tasks),
+            not_enforced=job.not_enforced,
+        ),
+        stopped_by=job.stop_by,
+        created_by=job.created_by,
+        signal=end.signal if end else 0,
+        usage=pb.JobUsage(
+            cpu_usec=job.usage.get("cpu_usec", 0),
+            memory_peak_bytes=job.usage.get("memory_peak", 0),
+            io_read_bytes=job.usage.get("io_read", 0),
+            io_write_bytes=job.usage.get("io_write", 0),
+        ),
+        max_tasks=asked.max_tasks,
+        merge=job.spec.merge,
+    )
+
+
+def listed(job: Job, node_id: str) -> pb.Job:
+    asked, end = job.spec.limits, job.end
+    return pb.Job(
+        uuid=job.id,
+        name=job.spec.name,
+        command=job.spec.command,
+        args=job.spec.args,
+        max_cpu=asked.max_cpu,
+        cpu_cores=asked.cpu_cores,
+        max_memory=_int32(asked.max_memory // MIB),
+        max_io_bps=_int32(asked.max_iobps),
+        status=job.state,
+        start_time=timestamp(job.created_us),
+        end_time=timestamp(job.ended_us),
+        exit_code=_exit_code(job),
+        environment=job.spec.environment,
+        secret_environment=dict.fromkeys(job.spec.secret_environment, SECRET),
+        node_id=node_id,
+        timeout=duration(job.spec.timeout_us),
+        reason=end.reason if end else "",
+        reason_text=str(end) if end else "",
+        unit=job.unit,
+        pid=job.pid,
+        stopped_by=job.stop_by,
+        created_by=job.created_by,
+        signal=end.signal if end else 0,
+        max_tasks=asked.max_tasks,
+    )
+
+
+def stop_response(job: Job) -> pb.StopJobResponse:
+    return pb.StopJobResponse(
+        uuid=job.id, status=job.state, end_time=timestamp(job.ended_us), exit_code=_exit_code(job)
+    )
+
+
+def timestamp(us: int) -> str:
+    """RFC 3339 to the second, in the server's zone, "" for 0; "Z" where that is UTC."""
+    if not us:
+        return ""
+    text = datetime.datetime.fromtimestamp(us // 1_000_000, datetime.UTC).astimezone().isoformat()
+    return text.removesuffix("+00:00") + "Z" if text.endswith("+00:00") else text
+
+
+def duration(us: int) -> str:
+    """As Go writes it: 90s is "1m30s"; "" for 0."""
+    if not us:
+        return ""
+    seconds, rest = divmod(us, 1_000_000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    fraction = f".{rest:06d}".rstrip("0") if rest else ""
+    text = f"{hours}h" if hours else ""
+    text += f"{minutes}m" if minutes else ""
+    return text + (f"{seconds}{fraction}s" if seconds or fraction else "")
+
+
+def _exit_code(job: Job) -> int:
+    return job.end.exit_code if job.end else 0
+
+
+def _int32(value: int) -> int:
+    return min(value, INT32)

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: MIT
+"""What stands around every method: who calls, may they, and what becomes of an error.
+
+Handlers are plain: they take the request and the Caller, return or yield messages, and raise
+JobletError. The wrappers are coroutines themselves: grpc.aio would run anything else in a thread
+pool,
+and its interceptors do not see the client's certificate.
+"""
+
+import dataclasses
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import grpc
+from google.protobuf import descriptor_pb2
+from google.protobuf.message import Message
+
+from joblet.errors import Internal, JobletError, Unimplemented
+from joblet.server import access, audit
+from joblet.server.access import Identity, Operation
+from joblet.server.rpc import status
+from joblet_pb import joblet_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+# operations that change something: they, and refusals of them, are audited
+CHANGES: Final = frozenset({"run_job", "stop_job"})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Caller:
+    identity: Identity
+    address: str
+
+    @property
+    def name(self) -> str:
+        return self.identity.name
+
+
+Unary = Callable[[Any, Caller], Awaitable[Message]]
+Stream = Callable[[Any, Caller], AsyncIterator[Message]]
+
+
+def handlers(unary: Mapping[str, Unary], streams: Mapping[str, Stream]) -> list[Any]:
+    """Handlers of every method of the contract, by full name ("/joblet.JobService/RunJob").
+
+    A method that nobody serves answers UNIMPLEMENTED, in a sentence, to whoever may call it.
+    """
+    file = descriptor_pb2.FileDescriptorProto()
+    pb.DESCRIPTOR.CopyToProto(file)  # its methods tell their streaming kind, whatever the release
+    made = []
+    for service in file.service:
+        name = f"{file.package}.{service.name}"
+        methods = {}
+        for method in service.method:
+            path = f"/{name}/{method.name}"
+            decode = _message(method.input_type).FromString
+            encode = _message(method.output_type).SerializeToString
+            if method.server_streaming:
+                stream = streams.get(path, _no_stream(path))
+                methods[method.name] = grpc.unary_stream_rpc_method_handler(
+                    _guard_stream(path, stream), decode, encode
+                )
+            else:
+                handler = unary.get(path, _not_served(path))
+                methods[method.name] = grpc.unary_unary_rpc_method_handler(
+                    _guard_unary(path, handler), decode, encode
+                )
+        made.append(grpc.method_handlers_generic_handler(name, methods))
+    return made
+
+
+def _message(name: str) -> type[Message]:
+    """ ".joblet.Job" as its class."""
+    found: type[Message] = getattr(pb, name.rpartition(".")[2])
+    return found
+
+
+def _not_served(path: str) -> Callable[[Any, Caller], Awaitable[Any]]:
+    async def handler(request: Any, caller: Caller) -> Any:
+        raise _unimplemented(path)
+
+    return handler
+
+
+def _no_stream(path: str) -> Stream:
+    async def handler(request: Any, caller: Caller) -> AsyncIterator[Message]:
+        for message in await _not_served(path)(request, caller):
+            yield message
+
+    return handler
+
+
+def _unimplemented(path: str) -> Unimplemented:
+    return Unimplemented(
+        f"serve {path.rpartition('/')[2]}", "this version of Joblet does not have it yet"
+    )
+
+
+def _caller(context: "grpc.aio.ServicerContext[Any, Any]", path: str) -> Caller:
+    """Raises Unauthenticated, PermissionDenied."""
+    pem = next(iter(context.auth_context().get("x509_pem_cert", ())), b"")
+    address = _address(context.peer())
+    identity = access.identify(pem)
+    try:
+        access.authorise(identity, path)
+    except JobletError as error:
+        operation = access.OPERATIONS.get(path)
+        if operation is None or operation.name in CHANGES:
+            audit.record(identity.name, address, path.rpartition("/")[2], str(error))
+        raise
+    return Caller(identity, address)
+
+
+def _address(peer: str) -> str:
+    """ "ipv4:127.0.0.1:40312" as 127.0.0.1:40312."""
+    return peer.partition(":")[2] or peer
+
+
+def _guard_unary(path: str, handler: Unary) -> Any:
+    operation = access.OPERATIONS.get(path)
+
+    async def guarded(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Message:
+        try:
+            caller = _caller(context, path)
+            try:
+                response = await handler(request, caller)
+            except JobletError as error:
+                _audit(operation, caller, path, request, None, str(error))
+                raise
+            _audit(operation, caller, path, request, response, "ok")
+            return response
+        except JobletError as error:
+            await context.abort(*status.of(error))
+        except Exception:  # a bug of ours: the client gets a sentence, the journal the traceback
+            log.exception("%s failed", path)
+            await context.abort(*status.of(_bug(path)))
+        raise AssertionError  # abort raises
+
+    return guarded
+
+
+def _guard_stream(path: str, handler: Stream) -> Any:
+    async def guarded(
+        request: Any, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> AsyncIterator[Message]:
+        try:
+            caller = _caller(context, path)
+            async for message in handler(request, caller):
+                yield message
+        except JobletError as error:
+            await context.abort(*status.of(error))
+        except Exception:
+            log.exception("%s failed", path)
+            await context.abort(*status.of(_bug(path)))
+
+    return guarded
+
+
+def _bug(path: str) -> Internal:
+    return Internal(
+        f"serve {path.rpartition('/')[2]}", "a fault of the server", hint="see its journal"
+    )
+
+
+def _audit(
+    operation: Operation | None,
+    caller: Caller,
+    path: str,
+    request: Any,
+    response: Any,
+    result: str,
+) -> None:
+    if operation is None or operation.name not in CHANGES:
+        return
+    job = getattr(response, "job_uuid", "") or getattr(request, "uuid", "")
+    audit.record(caller.name, caller.address, path.rpartition("/")[2], result, job=job)

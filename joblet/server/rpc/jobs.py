@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""JobService: what of it is served. Thin: proto in, the supervisor's answer out."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Final
+
+from joblet.errors import InvalidArgument
+from joblet.server.logs import Chunk
+from joblet.server.rpc import convert
+from joblet.server.rpc.guard import Caller, Stream, Unary
+from joblet.server.supervisor import Supervisor
+from joblet_pb import joblet_pb2 as pb
+
+MAX_KEY: Final = 128  # characters of an idempotency key
+MAX_LIST_BYTES: Final = 3_500_000  # a client's default limit is 4 MiB
+PATH: Final = "/joblet.JobService/"
+
+
+class JobService:
+    def __init__(self, supervisor: Supervisor, *, node_id: str, chunk_bytes: int) -> None:
+        self._supervisor = supervisor
+        self._node_id = node_id
+        self._chunk_bytes = chunk_bytes
+
+    @property
+    def unary(self) -> Mapping[str, Unary]:
+        return {
+            f"{PATH}RunJob": self.run,
+            f"{PATH}GetJobStatus": self.status,
+            f"{PATH}ListJobs": self.list_jobs,
+            f"{PATH}StopJob": self.stop,
+        }
+
+    @property
+    def streams(self) -> Mapping[str, Stream]:
+        return {f"{PATH}GetJobLogs": self.logs}
+
+    async def run(self, request: pb.RunJobRequest, caller: Caller) -> pb.RunJobResponse:
+        key = request.idempotency_key
+        if len(key) > MAX_KEY:
+            raise InvalidArgument(
+                "run the job", f"idempotency_key is longer than {MAX_KEY} characters"
+            )
+        job = await self._supervisor.run(convert.spec(request), by=caller.name, key=key)
+        return convert.run_response(job)
+
+    async def status(
+        self, request: pb.GetJobStatusRequest, caller: Caller
+    ) -> pb.GetJobStatusResponse:
+        return convert.job_status(await self._supervisor.get(request.uuid), self._node_id)
+
+    async def list_jobs(self, request: pb.EmptyRequest, caller: Caller) -> pb.Jobs:
+        """In order of creation; of more jobs than fit into a message, the newest."""
+        jobs: list[pb.Job] = []
+        size = 0
+        for job in reversed(await self._supervisor.list_jobs()):
+            message = convert.listed(job, self._node_id)
+            size += message.ByteSize() + 8
+            if size > MAX_LIST_BYTES:
+                break
+            jobs.append(message)
+        return pb.Jobs(jobs=reversed(jobs))
+
+    async def stop(self, request: pb.StopJobRequest, caller: Caller) -> pb.StopJobResponse:
+        return convert.stop_response(await self._supervisor.stop(request.uuid, by=caller.name))
+
+    async def logs(
+        self, request: pb.GetJobLogsRequest, caller: Caller
+    ) -> AsyncIterator[pb.DataChunk]:
+        """History and live in one; ends behind the explicit end of the log, when the record is
+        final."""
+        job = await self._supervisor.get(request.uuid)
+        log = await self._supervisor.open_log(job.id)
+        follower = log.follow(
+            request.from_offset, follow=not request.no_follow, max_bytes=self._chunk_bytes
+        )
+        async for item in follower:
+            if isinstance(item, Chunk):
+                yield pb.DataChunk(
+                    payload=item.data,
+                    offset_end=item.offset_end,
+                    stream=item.stream,
+                    time_us=item.time_us,
+                )
+            else:
+                yield pb.DataChunk(
+                    offset_end=item.offset_end,
+                    stream=item.stream,
+                    gap=pb.Gap(kind=item.kind, bytes=-1 if item.bytes is None else item.bytes),
+                    time_us=item.time_us,
+                )
+        if log.ended:
+            # who asks for the status now must hear how it ended
+            await self._supervisor.wait_ended(job.id)
+            yield pb.DataChunk(offset_end=follower.offset, end=True)

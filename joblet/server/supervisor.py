@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: MIT
+"""All jobs of this server: their tasks, what clients ask of them, and taking them back at the
+start.
+
+A job's task alone writes its state; here is who owns the tasks. Whoever asks gets frozen records:
+of
+a job that lives from its task, of one that has ended from the database.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
+
+from joblet import link
+from joblet.errors import FailedPrecondition, JobletError, NotFound, ResourceExhausted, Unavailable
+from joblet.launch import protocol
+from joblet.model import FINAL, Job, JobSpec, JobState, Limits, unit_name
+from joblet.server import admission, limits, recovery
+from joblet.server.ctl import Ctl
+from joblet.server.jobtask import JobTask, Tools
+from joblet.server.logs import JobLog
+from joblet.server.records import Records
+
+log = logging.getLogger(__name__)
+
+DETACH_S: Final = 10.0  # for all tasks together to give their pipes back at a clean stop
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """Defaults and bounds of the configuration. Limits in bytes and percent; 0: none."""
+
+    defaults: Limits
+    max_jobs: int
+    timeout_us: int
+
+
+class Supervisor:
+    def __init__(
+        self,
+        records: Records,
+        tools: Tools,
+        settings: Settings,
+        *,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._records = records
+        self._tools = tools
+        self._settings = settings
+        self._new_id = new_id
+        self._tasks: dict[str, JobTask] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._uids: dict[str, int] = {}  # of every job with a directory, and of those on their way
+        self._by_key: dict[tuple[str, str], asyncio.Task[Job]] = {}
+        self._closing = False
+
+    # -- what clients ask ------------------------------------------------------------------------
+
+    async def run(self, spec: JobSpec, *, by: str, key: str = "") -> Job:
+        """Launch a job; returns when it runs or has ended. With the same key, the same client's
+        same job.
+
+        Raises InvalidArgument, FailedPrecondition (a limit that is not enforced),
+        ResourceExhausted,
+        and why the launch failed.
+        """
+        if not key:
+            return await self._run(spec, by, key)
+        # two calls with one key at the same time are one launch
+        running = self._by_key.get((by, key))
+        if running is None:
+            running = asyncio.ensure_future(self._run_once(spec, by, key))
+            self._by_key[by, key] = running
+            running.add_done_callback(lambda _: self._by_key.pop((by, key), None))
+        return await asyncio.shield(running)
+
+    async def _run_once(self, spec: JobSpec, by: str, key: str) -> Job:
+        known = await self._records.idempotent(by, key)
+        if known is not None:
+            return await self.get(known)
+        return await self._run(spec, by, key)
+
+    async def _run(self, spec: JobSpec, by: str, key: str) -> Job:
+        if self._closing:
+            raise Unavailable(admission.WHAT, "the server is stopping", hint="try again")
+        asked = limits.ask(spec.limits, self._settings.defaults)
+        limits.validate(asked.limits)
+        spec = dataclasses.replace(
+            spec, limits=asked.limits, timeout_us=spec.timeout_us or self._settings.timeout_us
+        )
+        admission.validate(spec)
+        job_id = self._new_id()
+        path = await asyncio.to_thread(
+            admission.find_command, spec.command, admission.environment(job_id, spec)
+        )
+        wanted, left_out = self._tools.enforcement.before(asked)
+        if self._settings.max_jobs and len(self._tasks) >= self._settings.max_jobs:
+            raise ResourceExhausted(
+                admission.WHAT,
+                f"{len(self._tasks)} jobs are running, as many as joblet.maxConcurrentJobs allows",
+                hint="wait until jobs have ended, or raise it",
+            )
+        uid_base = admission.free_uid_base(set(self._uids.values()))
+        self._uids[job_id] = uid_base
+        job = Job(
+            id=job_id,
+            spec=spec,
+            state=JobState.INITIALIZING,
+            created_us=self._tools.clock_us(),
+            created_by=by,
+            unit=unit_name(job_id),
+            uid_base=uid_base,
+            not_enforced=left_out,
+        )
+        plan = admission.plan(job, path, limits.properties(wanted), grace_us=self._tools.grace_us)
+        task = JobTask(job, self._tools, key=key)
+        self._start(task, task.run_new(plan, asked, wanted))
+        # a client that hangs up does not take its job along
+        return await asyncio.shield(task.settled)
+
+    async def get(self, job_id: str) -> Job:
+        """By id or a prefix that only one job has. Raises NotFound."""
+        task = self._tasks.get(job_id)
+        if task is not None:
+            return task.job
+        found = await self._records.get(job_id)
+        task = self._tasks.get(found.id)
+        return task.job if task is not None else found
+
+    async def list_jobs(self) -> list[Job]:
+        """All jobs, in order of their creation."""
+        jobs = await self._records.list()
+        return [self._tasks[job.id].job if job.id in self._tasks else job for job in jobs]
+
+    async def stop(self, job_id: str, *, by: str) -> Job:
+        """The job, ended. Raises NotFound, FailedPrecondition for one that has ended already."""
+        job = await self.get(job_id)
+        task = self._tasks.get(job.id)
+        if task is None:
+            job = await self.get(job.id)  # it may have ended while we looked
+            raise FailedPrecondition(
+                f"stop job {job.id}", f"job is not running: {job.id} (status: {job.state})"
+            )
+        return await task.stop(by)
+
+    async def open_log(self, job_id: str) -> JobLog:
+        """The log of a job that has a record. Raises NotFound."""
+        job = await self.get(job_id)
+        return await self._tools.logs.open(job.id)
+
+    async def wait_ended(self, job_id: str) -> None:
+        """Returns when the job's final record is safe; at once for a job that has none to come."""
+        task = self._tasks.get(job_id)
+        if task is not None:
+            await task.ended.wait()
+
+    def running(self) -> int:
+        """Jobs that have not ended."""
+        return sum(1 for task in self._tasks.values() if not task.job.final)
+
+    def unit_stopping(self, unit: str) -> None:
+        """systemd has begun to stop a unit; by itself it says nothing about why."""
+        task = self._tasks.get(unit.removeprefix("joblet-").removesuffix(".scope"))
+        if task is not None and not task.job.stop_by and not task.unit_stopping:
+            task.unit_stopping = True
+            log.info("systemd is stopping %s", unit, extra={"job": task.job.id})
+
+    # -- tasks -----------------------------------------------------------------------------------
+
+    def _start(self, task: JobTask, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks[task.job.id] = task
+        self._own(self._see_through(task, work), task.job.id)
+
+    def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        running = asyncio.create_task(work, name=f"job {name}")
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+
+    async def _see_through(self, task: JobTask, work: Coroutine[Any, Any, None]) -> None:
+        job_id = task.job.id
+        try:
+            await work
+        except Exception:
+            # a bug of ours: the job itself runs on, and a restarted server takes it back
+            log.exception("lost sight of the job", extra={"job": job_id})
+            return
+        self._tasks.pop(job_id, None)
+        self._uids.pop(job_id, None)
+
+    async def close(self) -> None:
+        """A clean stop: every task gives its pipes back and hangs up. Bounded."""
+        self._closing = True
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=DETACH_S)
+
+    # -- recovery --------------------------------------------------------------------------------
+
+    async def recover(self, *, same_boot: bool) -> None:
+        """Every record true again: jobs that run are taken back, those that ended are recorded."""
+        directories = await self._tools.launcher.list_jobs()
+        unfinished = await self._records.load_unfinished()
+        finished = await self._finished(directories.keys() - {job.id for job in unfinished})
+        self._uids.update({job: uid for job, (_, uid) in directories.items() if uid >= 0})
+        states = {job: state for job, (state, _) in directories.items()}
+        todo = recovery.actions(unfinished, finished, states)
+        for action in todo:
+            match action:
+                case recovery.TakeBack(job):
+                    task = JobTask(job, self._tools)
+                    self._start(task, task.run_taken_back())
+                case recovery.ReadResults(job):
+                    task = JobTask(job, self._tools)
+                    self._start(task, task.run_results(same_boot=same_boot))
+                case recovery.Vanished(job):
+                    task = JobTask(job, self._tools)
+                    self._start(task, task.run_results(same_boot=same_boot))
+                case recovery.Acknowledge(job_id):
+                    self._own(self._acknowledge(job_id), job_id)
+                case recovery.CleanUp(job_id):
+                    self._own(self._remove(job_id), job_id)
+                case recovery.Abandon(job_id):
+                    self._own(self._abandon(job_id), job_id)
+        if todo:
+            log.info("found %d jobs of an earlier server", len(todo))
+
+    async def _finished(self, job_ids: Sequence[str] | set[str]) -> list[str]:
+        found = []
+        for job_id in job_ids:
+            with contextlib.suppress(NotFound):
+                if (await self._records.get(job_id)).state in FINAL:
+                    found.append(job_id)
+        return found
+
+    async def _acknowledge(self, job_id: str) -> None:
+        """The record is committed; the PID 1 that waits for somebody to know it may go."""
+        try:
+            _, connection = await self._tools.launcher.connect(job_id)
+            if connection is not None:
+                ctl = Ctl(connection)
+                try:
+                    link.close_all(list((await ctl.hello() or {}).values()))
+                    while (message := await ctl.receive()) is not None:
+                        if message[0] == protocol.EXIT:
+                            ctl.acknowledge()
+                finally:
+                    ctl.close()
+        except JobletError as error:
+            log.warning("%s", error, extra={"job": job_id})
+        await self._remove(job_id)
+
+    async def _abandon(self, job_id: str) -> None:
+        try:
+            await self._tools.launcher.stop(job_id)
+        except JobletError as error:
+            log.warning("%s", error, extra={"job": job_id})
+        await self._remove(job_id)
+
+    async def _remove(self, job_id: str) -> None:
+        try:
+            await self._tools.launcher.clean_up(job_id)
+        except JobletError as error:
+            log.warning("%s", error, extra={"job": job_id})
+            return
+        self._uids.pop(job_id, None)
