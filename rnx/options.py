@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: MIT
+"""Options that commands share, and the group that loads a command when it is called.
+
+--config, --node and --json may stand before or after the subcommand, as in the published rnx.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from rnx.errors import UsageError
+
+if TYPE_CHECKING:
+    from rnx.session import Session
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+# Commands of the published rnx that no server of ours serves yet.
+NOT_SERVED = frozenset(
+    {
+        "admin",
+        "cancel",
+        "config-help",
+        "delete",
+        "delete-all",
+        "metrics",
+        "monitor",
+        "network",
+        "volume",
+        "workflow",
+    }
+)
+
+
+def _set(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Stores an option that was given; one that was not leaves what an outer command got."""
+    if value is None or value is False:
+        return
+    session: Session = context.obj
+    setattr(session, str(parameter.name), value)
+
+
+def global_options(command: Decorated) -> Decorated:
+    """--config, --node and --json, stored in the Session."""
+    for option in reversed(
+        (
+            _global("--config", "config_file", metavar="FILE", help="Configuration file."),
+            _global("--node", metavar="NAME", help="Node of the configuration [default]."),
+            _global("--json", is_flag=True, help="Machine-readable output."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def job_argument(command: Decorated) -> Decorated:
+    """The job's id; the server resolves a prefix that only one job has."""
+    return click.argument("uuid", metavar="JOB")(command)
+
+
+def _global(*names: str, **kwargs: Any) -> Callable[[Decorated], Decorated]:
+    return click.option(*names, expose_value=False, callback=_set, **kwargs)
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are modules of rnx.commands, each with its `command`, imported when
+    they are used: `rnx job list` does not pay for `rnx job run`."""
+
+    def __init__(self, *args: Any, modules: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._modules = modules
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._modules)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = self._modules.get(cmd_name)
+        if module is None:
+            return None
+        command: click.Command = importlib.import_module(f"rnx.commands.{module}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name in NOT_SERVED and name not in self._modules:
+            raise UsageError(
+                f"cannot use {ctx.command_path} {name}: it is part of the published rnx, "
+                "and not served yet"
+            )
+        return super().resolve_command(ctx, args)

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: MIT
+"""The command line of `rnx run`: rnx's flags, then the job's command. Pure; imports no click.
+
+What begins with the first word that is no flag belongs to the job, whatever it looks like. `--`
+ends rnx's flags. As in the published rnx only words with two dashes, and the few short flags
+below, are flags; values stand behind `=` or in the next word.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from rnx import quantities
+from rnx.errors import UsageError
+
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+ENV_VALUE_MAX = 32768  # bytes, as published clients
+
+# The job's own environment has these; a job may set them and should know that it does.
+RESERVED = frozenset(
+    "PATH HOME USER SHELL TERM PWD OLDPWD HOSTNAME LANG LC_ALL".split()  # noqa: SIM905
+)
+RESERVED_PREFIX = "JOBLET_"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Flag:
+    """A flag: with `metavar` it takes a value, with `many` several times; else it is a switch."""
+
+    name: str
+    help: str
+    metavar: str = ""
+    short: str = ""
+    many: bool = False
+
+
+FLAGS: Final = (
+    Flag("--name", "A name for people; need not be unique.", "NAME"),
+    Flag("--env", "Set a variable for the command.", "NAME=VALUE", "-e", many=True),
+    Flag(
+        "--secret-env",
+        "The same, never shown again: status says ***, output is masked.",
+        "NAME=VALUE",
+        "-s",
+        many=True,
+    ),
+    Flag("--work-dir", "Directory in which the command starts; /work if not given.", "DIR"),
+    Flag("--max-cpu", "CPU limit in percent of one core: 50, 200%.", "PERCENT"),
+    Flag("--max-memory", "Memory limit: 512 (MiB), 512M, 2G.", "SIZE"),
+    Flag("--max-iobps", "Limit of bytes/s read, and of bytes/s written: 1048576, 10M.", "RATE"),
+    Flag("--cpu-cores", "CPUs to run on: 0-3, 1,3.", "LIST"),
+    Flag("--max-tasks", "Limit of processes and threads.", "N"),
+    Flag("--timeout", "End the job after this time: 30s, 5m, 1h30m.", "TIME"),
+    Flag("--network", "Network to join.", "NAME"),
+    Flag("--merge", "One pipe for stdout and stderr: their exact order, as one stream."),
+    Flag("--follow", "Show the job's output and exit with its exit code.", short="-f"),
+    Flag("--wait", "Wait for the job's end and exit with its exit code."),
+    Flag("--split", "With --follow: the job's stderr to stderr, not to stdout."),
+    Flag("--json", "Machine-readable output."),
+    Flag("--config", "Configuration file.", "FILE"),
+    Flag("--node", "Node of the configuration.", "NAME"),
+    Flag("--help", "Show this text and exit.", short="-h"),
+)
+
+# Flags of the published rnx that no server of ours serves yet.
+NOT_SERVED = frozenset(
+    {"--schedule", "--upload", "--upload-dir", "--volume", "--runtime", "--gpu", "--gpu-memory"}
+)
+
+_BY_NAME = {name: flag for flag in FLAGS for name in (flag.name, flag.short) if name}
+
+
+@dataclasses.dataclass(slots=True)
+class RunArgs:
+    """What was asked for; units as in RunJobRequest, 0 and "" where nothing was."""
+
+    command: str = ""
+    args: list[str] = dataclasses.field(default_factory=list)
+    name: str = ""
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+    secret_env: dict[str, str] = dataclasses.field(default_factory=dict)
+    work_dir: str = ""
+    max_cpu: int = 0
+    max_memory: int = 0
+    max_iobps: int = 0
+    cpu_cores: str = ""
+    max_tasks: int = 0
+    timeout: str = ""
+    network: str = ""
+    merge: bool = False
+    follow: bool = False
+    wait: bool = False
+    split: bool = False
+    json: bool = False
+    config: str | None = None
+    node: str | None = None
+    help: bool = False
+
+    @property
+    def following(self) -> bool:
+        """The job's end becomes rnx's exit code."""
+        return self.follow or self.wait
+
+    def warnings(self) -> list[str]:
+        """Variables that the job's own environment has too."""
+        names = [*self.env, *self.secret_env]
+        return [
+            f"Warning: {name} replaces what the job's environment has under this name"
+            for name in names
+            if name in RESERVED or name.startswith(RESERVED_PREFIX)
+        ]
+
+
+# How a flag's text becomes a value; the others are text.
+_READ: dict[str, Callable[[str], Any]] = {
+    "--max-cpu": quantities.percent,
+    "--max-memory": quantities.mebibytes,
+    "--max-iobps": quantities.bytes_per_second,
+    "--cpu-cores": quantities.cores,
+    "--max-tasks": quantities.tasks,
+    "--timeout": quantities.duration,
+}
+
+
+def parse(words: Sequence[str]) -> RunArgs:
+    """Raises UsageError with the first mistake; its `following` is right whatever the mistake."""
+    scan = _Scan(words)
+    run = RunArgs()
+    mistakes = list(scan.mistakes)
+    for flag, text in scan.found:
+        try:
+            _apply(run, flag, text)
+        except ValueError as error:
+            mistakes.append(str(error))
+    if run.help:
+        return run
+    if not scan.rest:
+        mistakes.append("cannot run: no command given; write it behind the flags")
+    sent = [*scan.rest, run.name, run.work_dir, run.network, *run.env.values()]
+    mistakes += [f"cannot run: {word!a} is not UTF-8 text" for word in sent if not _is_text(word)]
+    if not all(map(_is_text, run.secret_env.values())):
+        mistakes.append("cannot run: the value of a --secret-env is not UTF-8 text")
+    if mistakes:
+        raise UsageError(mistakes[0], following=run.following)
+    run.command, *run.args = scan.rest
+    return run
+
+
+class _Scan:
+    """Words told apart: flags with their values, mistakes, and the rest, which is the job's."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.found: list[tuple[Flag, str]] = []
+        self.mistakes: list[str] = []
+        self.rest: list[str] = []
+        at = 0
+        while at < len(words):
+            word = words[at]
+            at += 1
+            if word == "--":
+                break
+            name, equals, value = word.partition("=")
+            flag = _BY_NAME.get(name)
+            if flag is None:
+                if not word.startswith("--"):
+                    at -= 1
+                    break
+                self.mistakes.append(_unknown(name))
+            elif not flag.metavar:
+                if equals:
+                    self.mistakes.append(f"cannot use {word}: {name} takes no value")
+                self.found.append((flag, ""))
+            elif equals:
+                self.found.append((flag, value))
+            elif at < len(words) and not words[at].startswith("--"):
+                self.found.append((flag, words[at]))
+                at += 1
+            else:
+                self.mistakes.append(f"cannot use {name}: it needs a value, as in {name}=…")
+        self.rest = list(words[at:])
+
+
+def _unknown(name: str) -> str:
+    if name in NOT_SERVED:
+        return f"cannot use {name}: it is part of the published rnx, and not served yet"
+    return f"unknown flag: {name}; a flag of the job's command goes behind the command"
+
+
+def _apply(run: RunArgs, flag: Flag, text: str) -> None:
+    field = flag.name.removeprefix("--").replace("-", "_")
+    if flag.many:
+        name, value = _variable(flag, text)
+        getattr(run, field)[name] = value
+    elif not flag.metavar:
+        setattr(run, field, True)
+    else:
+        try:
+            setattr(run, field, _READ.get(flag.name, str)(text))
+        except ValueError as error:
+            raise ValueError(f"cannot use {flag.name} {text!r}: {error}") from None
+
+
+def _variable(flag: Flag, text: str) -> tuple[str, str]:
+    """Errors name the variable and never its value, which may be a secret."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        what = "it" if flag.name == "--secret-env" else repr(text)
+        raise ValueError(f"cannot use {flag.name}: {what} is not NAME=VALUE")
+    if not ENV_NAME.fullmatch(name):
+        raise ValueError(
+            f"cannot use {flag.name} {name!r}: a name has letters, digits and _, "
+            "and does not begin with a digit"
+        )
+    if len(value.encode(errors="surrogateescape")) > ENV_VALUE_MAX:
+        raise ValueError(
+            f"cannot use {flag.name} {name}: its value is longer than {ENV_VALUE_MAX} bytes"
+        )
+    return name, value
+
+
+def _is_text(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""`make check` and `make test`: every check, what it is, how long it took.
+
+    python3 tools/check.py quick    linters, types, unit and contract tests
+    python3 tools/check.py all      the same, and the machine tests; machines are made meanwhile
+
+Run from the top of the repository, after tools/host-setup.sh test. The first failure does not end
+the run: all are shown, and the exit status is 1.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = Path(
+    os.environ.get("JOBLET_CACHE")
+    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "joblet"
+)
+TOOLS = CACHE / "venv" / "bin"
+STUBS = ROOT / "build" / "stubs"
+PYTHON = str(TOOLS / "python")
+PYTEST = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+TREES = ["joblet", "rnx", "tests", "tools", "setup.py"]
+
+Check = tuple[str, list[str]]
+
+
+def tracked(*endings: str) -> list[str]:
+    """Files of the tree with one of these endings."""
+    out = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    return [name for name in out.splitlines() if name.endswith(endings) and (ROOT / name).exists()]
+
+
+def lint() -> list[Check]:
+    return [
+        ("format", [str(TOOLS / "ruff"), "format", "--check", "-q", *TREES]),
+        ("lint", [str(TOOLS / "ruff"), "check", "-q", *TREES]),
+        ("types", [str(TOOLS / "mypy"), "joblet", "rnx", "tests", "tools"]),
+        ("dead code", [str(TOOLS / "vulture")]),
+        ("shell", ["shellcheck", *tracked(".sh"), ".ci/run"]),
+        ("spelling", ["codespell", *tracked(".py", ".md", ".proto", ".service", ".conf")]),
+    ]
+
+
+def unit() -> list[Check]:
+    return [("unit and contract tests", [*PYTEST, "-n", "2", "tests/unit", "tests/contract"])]
+
+
+def machine() -> list[Check]:
+    return [
+        ("machine tests", [*PYTEST, "-n", "2", "--dist", "loadgroup", "tests/machine"]),
+    ]
+
+
+def run(checks: list[Check], environ: dict[str, str]) -> list[str]:
+    """Names of those that failed."""
+    failed = []
+    for name, command in checks:
+        print(f"== {name}", flush=True)
+        begun = time.monotonic()
+        code = subprocess.run(command, cwd=ROOT, env=environ, check=False).returncode
+        verdict = "ok" if code == 0 else f"FAILED ({code})"
+        print(f"== {name}: {verdict}, {time.monotonic() - begun:.1f} s", flush=True)
+        if code:
+            failed.append(name)
+    return failed
+
+
+def main() -> int:
+    begun = time.monotonic()
+    everything = sys.argv[1:] == ["all"]
+    path = os.pathsep.join([str(ROOT), str(STUBS)])
+    environ = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run([PYTHON, "tools/stubs.py", str(STUBS)], cwd=ROOT, check=True)
+    building = None
+    if everything:
+        # what takes longest first time: roots, kernel, a VM booted once
+        build = [PYTHON, "-m", "tests.machine.rig", "build"]
+        building = subprocess.Popen(build, cwd=ROOT, env=environ)
+    failed = run([*lint(), *unit()], environ)
+    if building is not None:
+        print("== machines", flush=True)
+        if building.wait():
+            failed.append("machines")
+        else:
+            failed += run(machine(), environ)
+    print(f"== {'FAILED: ' + ', '.join(failed) if failed else 'all ok'}, "
+          f"{time.monotonic() - begun:.0f} s", flush=True)  # fmt: skip
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
