@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: MIT
+# `make` lists what there is. The package build calls `make install DESTDIR=`; nothing of that needs network.
+
+SHELL = /bin/sh
+PREFIX ?= /usr
+DESTDIR ?=
+SUITE ?= bookworm
+K ?=
+JOB ?=
+
+CACHE := $(or $(JOBLET_CACHE),$(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME)/joblet,$(HOME)/.cache/joblet))
+TOOLS := $(CACHE)/venv/bin
+PYTHON := /usr/bin/python3
+STUBS := build/stubs
+PRIVATE := $(PREFIX)/share/joblet
+SITE := $(PREFIX)/lib/python3/dist-packages
+UNITS := $(PREFIX)/lib/systemd/system
+SOURCES := joblet rnx tests tools
+
+export PYTHONPATH := $(CURDIR):$(CURDIR)/$(STUBS)
+
+.PHONY: help demo test check lint types unit machine test-machine bench stubs install clean
+
+help:
+	@echo 'make demo              run real jobs in a throw-away machine (JOB="command" for your own)'
+	@echo 'make test              everything: linters, types, unit, contract and machine tests'
+	@echo 'make check             linters, types and unit tests'
+	@echo 'make machine           a shell in a booted machine with this tree in it (SUITE=trixie)'
+	@echo 'make test-machine      the machine tests (K=word picks some)'
+	@echo 'make bench             measurements, with peers beside us'
+	@echo 'make install DESTDIR=  what the Debian package holds'
+
+# -- using it ------------------------------------------------------------------------------------
+
+demo:
+	@tools/host-setup.sh demo
+	@$(PYTHON) -m tests.machine.demo $(if $(JOB),--job '$(subst ','\'',$(JOB))')
+
+machine:
+	@tools/host-setup.sh demo
+	@$(PYTHON) -m tests.machine.rig shell $(SUITE)
+
+# -- checking it ---------------------------------------------------------------------------------
+
+test:
+	@tools/host-setup.sh test
+	@$(PYTHON) tools/check.py all
+
+check:
+	@tools/host-setup.sh test
+	@$(PYTHON) tools/check.py quick
+
+test-machine: stubs
+	@tools/host-setup.sh test
+	@$(PYTHON) -m tests.machine.rig build
+	@$(TOOLS)/python -m pytest tests/machine $(if $(K),-k '$(K)')
+
+bench: stubs
+	@tools/host-setup.sh test
+	@$(PYTHON) -m tests.bench
+
+stubs: $(STUBS)/joblet_pb/joblet_pb2.py
+
+$(STUBS)/joblet_pb/joblet_pb2.py: proto/joblet.proto tools/stubs.py
+	@$(PYTHON) tools/stubs.py $(STUBS)
+
+# -- installing it -------------------------------------------------------------------------------
+# The server is private, below share/joblet: the published SDK has a top-level package of that name.
+
+install: stubs
+	install -d $(DESTDIR)$(PRIVATE) $(DESTDIR)$(SITE) $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITS)
+	tools/copy-packages.sh $(DESTDIR)$(PRIVATE) joblet
+	tools/copy-packages.sh $(DESTDIR)$(SITE) rnx $(STUBS)/joblet_pb
+	install -m 755 tools/bin/joblet $(DESTDIR)$(PREFIX)/bin/joblet
+	install -m 755 tools/bin/rnx $(DESTDIR)$(PREFIX)/bin/rnx
+	install -m 644 -t $(DESTDIR)$(UNITS) units/*.service units/*.socket units/*.slice
+	install -D -m 644 units/joblet-sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/joblet.conf
+	install -D -m 644 units/joblet-tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/joblet.conf
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

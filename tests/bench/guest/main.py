@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: MIT
+"""One part in one process: `python3 bench.pyz prepare|PART OPTIONS`, answers as JSON on stdout.
+
+`prepare` says what the machine is and how podman is called; the others are given that back. Exit
+status 1 and a sentence on stderr when a part could not be measured at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from typing import Any
+
+from tests.bench.guest import podman, stamp
+from tests.bench.guest.errors import Broken
+from tests.bench.guest.parts import PARTS, Setting
+from tests.bench.guest.peers import SERVICE, Joblet
+from tests.bench.guest.podman import Podman
+
+
+def main() -> int:
+    part, options = sys.argv[1], json.loads(sys.argv[2])
+    try:
+        answer = prepare(options) if part == "prepare" else measure(part, options)
+    except Broken as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps(answer))
+    return 0
+
+
+def prepare(options: dict[str, Any]) -> dict[str, Any]:
+    """Raises Broken when Joblet itself does not run a job."""
+    stamp.install()
+    stamp.read(Joblet().run(stamp.PATH.name).output)
+    stamp.read(SERVICE.run(stamp.PATH.name).output)
+    found: Podman | None = None
+    missing = str(options["no_podman"])
+    if not missing:
+        try:
+            found = podman.find()
+        except Broken as error:
+            missing = str(error)
+    return {
+        "podman": None if found is None else dataclasses.asdict(found),
+        "podman_is": missing if found is None else found.description,
+        "kernel": platform.release(),
+        "cores": os.cpu_count(),
+        "systemd": SERVICE.run("systemctl --version").output.decode().split()[1],
+        "python": platform.python_version(),
+        "grpcio": metadata.version("grpcio"),
+        "controllers": _controllers(),
+    }
+
+
+def measure(part: str, options: dict[str, Any]) -> dict[str, Any]:
+    given = options["podman"]
+    found = None if given is None else Podman(**{**given, "options": tuple(given["options"])})
+    setting = Setting(options["runs"], found, options["podman_is"])
+    gc.collect()
+    gc.freeze()
+    return {"tables": PARTS[part](setting)}
+
+
+def _controllers() -> str:
+    with open("/sys/fs/cgroup/cgroup.controllers") as file:
+        return file.read().strip() or "none"

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""Root file systems of Debian 12 and 13, made by mmdebstrap: the lowest layer of every machine."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+from . import apt
+from .cache import Cache, key_of
+from .errors import RigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SUITES = ("bookworm", "trixie")
+
+# a machine that boots and can be looked at
+SYSTEM = (
+    "systemd systemd-sysv dbus libpam-systemd udev kmod iproute2 procps psmisc less"
+    " ca-certificates init-system-helpers"
+)
+# what Joblet runs with
+RUNTIME = (
+    "python3 python3-dbus-next python3-grpcio python3-protobuf python3-cryptography"
+    " python3-systemd python3-yaml python3-click python3-seccomp python3-zstandard"
+)
+# what builds it and tests it, in the suite's own versions
+BUILD = (
+    "make protobuf-compiler protobuf-compiler-grpc"
+    " python3-pytest python3-pytest-timeout python3-hypothesis"
+)
+PACKAGES = f"{SYSTEM} {RUNTIME} {BUILD}".split()
+
+# Nothing that starts by itself, asks the network or competes with a test for the processor.
+MASKED = (
+    "getty@tty1.service",
+    "console-getty.service",
+    "systemd-timesyncd.service",
+    "systemd-pstore.service",
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+)
+
+EXCLUDED = ("/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/man/*")
+
+HOOKS = (
+    "echo joblet > $1/etc/hostname",
+    # empty, not absent: systemd makes an id at boot without taking it for a first boot
+    "rm -f $1/var/lib/dbus/machine-id; : > $1/etc/machine-id",
+    "passwd -q -R $1 -d root",
+    "mkdir -p $1/etc/systemd/system $1/var/log/journal",
+    f"for u in {' '.join(MASKED)}; do ln -sf /dev/null $1/etc/systemd/system/$u; done",
+    # else every first boot rebuilds ld.so.cache and the journal's catalogue
+    "touch $1/etc/.updated $1/var/.updated",
+    # what a test installs later keeps its documentation
+    "rm -f $1/etc/dpkg/dpkg.cfg.d/99mmdebstrap",
+)
+
+TIMEOUT_S = 900
+
+
+def check_suite(suite: str) -> str:
+    if suite not in SUITES:
+        raise RigError(f"make a machine of {suite!r}", f"the suites are {', '.join(SUITES)}")
+    return suite
+
+
+def key(suite: str) -> str:
+    """Changes whenever the root would: it goes into the key of everything built upon it."""
+    return key_of(check_suite(suite), PACKAGES, MASKED, EXCLUDED, HOOKS)
+
+
+def root(cache: Cache, suite: str) -> Path:
+    """The directory with the suite's root, built on first use. Read-only for everyone."""
+    name = f"{check_suite(suite)}-{key(suite)}"
+    return cache.entry("root", name, f"root of {suite}", lambda aside: _bootstrap(suite, aside))
+
+
+def _bootstrap(suite: str, target: Path) -> None:
+    tool = shutil.which("mmdebstrap")
+    if tool is None:
+        raise RigError(f"build the root of {suite}", "mmdebstrap is not installed")
+    argv = [tool, "--mode=root", "--variant=minbase", "--quiet"]
+    argv.append("--include=" + ",".join(PACKAGES))
+    argv.append('--aptopt=APT::Install-Recommends "false"')
+    argv += [f"--aptopt={line.rstrip(';')}" for line in apt.options()]
+    argv.append("--dpkgopt=force-unsafe-io")
+    argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED]
+    argv += [f"--customize-hook={hook}" for hook in HOOKS]
+    argv += [suite, str(target), *apt.sources(suite)]
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as late:
+        why = f"mmdebstrap was not done after {TIMEOUT_S} s"
+        raise RigError(f"build the root of {suite}", why, late.stdout or b"") from None
+    if done.returncode != 0:
+        why = f"mmdebstrap exited with {done.returncode}"
+        raise RigError(f"build the root of {suite}", why, done.stdout)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: MIT
+"""A server killed anywhere loses nothing, doubles nothing, and another goes on.
+
+Each test runs kill_driver.py: real FIFOs, a real writer, real SIGKILLs.
+"""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DRIVER = Path(__file__).with_name("kill_driver.py")
+# Small pipes and splices: many steps for few bytes.
+SMALL = {"fair_splice_bytes": 20_000, "splice_bytes": 20_000, "pace_s": 0.0}
+
+READER_STEPS = (
+    "reader:polled",
+    "reader:opened",
+    "reader:before-splice",
+    "reader:spliced",
+    "reader:entered",
+    "reader:ended",
+    "reader:closed",
+)
+RECOVERY_STEPS = ("recovery:scanned", "recovery:entered")
+REST_STEPS = (
+    "rest:staged",
+    "rest:marked",
+    "rest:copied",
+    "rest:entered",
+    "rest:gap",
+    "rest:synced",
+)
+
+
+def _drive(directory: Path, **plan: Any) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", str(DRIVER), str(directory), json.dumps(plan)],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    assert result["streams"] == result["sent"]
+    assert result["ended"]
+    assert result["gaps"] == 0
+    return result
+
+
+@pytest.mark.parametrize("end", ["eof", "finish"])
+@pytest.mark.parametrize("step", READER_STEPS)
+def test_killed_at_every_step_of_the_loop(tmp_path: Path, step: str, end: str) -> None:
+    kills = [[step, 1], [step, 1], [step, 2], [step, 7]]
+    result = _drive(tmp_path, blocks=300, kills=kills, end=end, settings=SMALL, pipe=65536)
+    assert not result["survived"][0]
+    assert result["steps"][step] >= 1
+
+
+@pytest.mark.parametrize("step", RECOVERY_STEPS)
+def test_killed_while_it_repairs(tmp_path: Path, step: str) -> None:
+    kills = [["reader:spliced", 2], [step, 1], ["reader:spliced", 3], [step, 2]]
+    result = _drive(tmp_path, blocks=300, kills=kills, settings=SMALL, pipe=65536)
+    assert result["survived"][:2] == [False, False]
+
+
+@pytest.mark.parametrize("step", REST_STEPS)
+def test_killed_at_every_step_of_an_import(tmp_path: Path, step: str) -> None:
+    # The first server reads some of it and dies; PID 1 keeps the rest.
+    kills: list[object] = [["reader:entered", 3], [step, 1], [step, 2], [step, 1]]
+    result = _drive(tmp_path, blocks=100, kills=kills, rest=1, settings=SMALL)
+    assert not result["survived"][1]
+
+
+def test_every_step_is_in_the_tests_above(tmp_path: Path) -> None:
+    kills = [["reader:spliced", 2], ["recovery:entered", 1]]
+    result = _drive(tmp_path, blocks=60, kills=kills, rest=3, settings=SMALL)
+    named = {*READER_STEPS, *RECOVERY_STEPS, *REST_STEPS}
+    assert set(result["steps"]) <= named | {"recovery:header"}
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("end", ["eof", "finish"])
+def test_killed_at_random_moments(tmp_path: Path, end: str) -> None:
+    chance = random.Random(20240229)
+    kills = [chance.uniform(0, 0.012) for _ in range(60)]
+    result = _drive(tmp_path, blocks=None, kills=kills, end=end)
+    assert result["survived"].count(False) >= 55

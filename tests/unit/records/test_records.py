@@ -1,0 +1,417 @@
+# SPDX-License-Identifier: MIT
+"""The records: what is put is there, in order, once, and shared commits are few."""
+
+import asyncio
+import contextlib
+import dataclasses
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from joblet.errors import AlreadyExists, Internal, NotFound, ResourceExhausted, Unavailable
+from joblet.model import FINAL, Job, JobState
+from joblet.server import records as module
+from joblet.server import records_thread
+from joblet.server.records import Records
+from tests.unit.records.jobs import jobs, make, numbered
+
+S = JobState
+
+
+@contextlib.asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[Records]:
+    records = await Records.open(path)
+    try:
+        yield records
+    finally:
+        await records.close()
+
+
+def run(path: Path, test: Callable[[Records], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with opened(path) as records:
+            await test(records)
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "joblet.db"
+
+
+def test_what_is_put_is_there(path: Path) -> None:
+    job = numbered(1, name="a", state=S.RUNNING)
+    later = dataclasses.replace(job, state=S.COMPLETED, ended_us=9)
+
+    async def test(records: Records) -> None:
+        await records.put(job)
+        assert await records.get(job.id) == job
+        await records.put(later)
+        assert await records.get(job.id) == later
+        assert await records.list() == [later]
+
+    run(path, test)
+
+    async def again(records: Records) -> None:
+        assert await records.list() == [later]
+
+    run(path, again)
+
+
+@settings(max_examples=30, deadline=None)
+@given(some=st.lists(jobs(), min_size=1, max_size=5, unique_by=lambda job: job.id))
+def test_every_job_comes_back(some: list[Job], tmp_path_factory: pytest.TempPathFactory) -> None:
+    async def test(records: Records) -> None:
+        await asyncio.gather(*(records.put(job) for job in some))
+        assert await records.list() == some
+        for job in some:
+            if job.id:
+                assert await records.get(job.id) == job
+
+    run(tmp_path_factory.mktemp("records") / "joblet.db", test)
+
+
+def test_ids_and_prefixes(path: Path) -> None:
+    one = make("ab000000-0000-4000-8000-000000000000")
+    two = make("ac000000-0000-4000-8000-000000000000")
+    # an id that is another one's prefix: exact before prefix
+    short, long = make("fe"), make("fe000000-0000-4000-8000-000000000000")
+
+    async def test(records: Records) -> None:
+        for job in (one, two, short, long):
+            await records.put(job)
+        assert await records.get("ab") == one
+        assert await records.get("ac0000") == two
+        assert await records.get(two.id) == two
+        assert await records.get("fe") == short
+        assert await records.get("fe0") == long
+        for text in ("a", "", "b", "AB", "ab_", "a%", one.id + "0", "0" * 36, "ab\0"):
+            with pytest.raises(NotFound) as caught:
+                await records.get(text)
+            assert caught.value.why == f"job not found: {text}"
+
+    run(path, test)
+
+
+def test_order_states_and_pages(path: Path) -> None:
+    states = [S.RUNNING, S.COMPLETED, S.FAILED, S.RUNNING, S.SCHEDULED, S.STOPPED, S.STOPPING]
+    # ids in another order than creation, and a clock that goes backwards
+    some = [
+        dataclasses.replace(numbered(100 - n, state=state), created_us=1000 - n)
+        for n, state in enumerate(states)
+    ]
+
+    async def test(records: Records) -> None:
+        for job in some:
+            await records.put(job)
+        # a change does not move a job
+        some[0] = dataclasses.replace(some[0], state=S.STOPPING)
+        await records.put(some[0])
+        assert await records.list() == some
+        assert await records.load_unfinished() == [job for job in some if job.state not in FINAL]
+        assert await records.list(states=[S.COMPLETED, S.FAILED]) == some[1:3]
+        assert await records.count() == {
+            S.STOPPING: 2,
+            S.COMPLETED: 1,
+            S.FAILED: 1,
+            S.RUNNING: 1,
+            S.SCHEDULED: 1,
+            S.STOPPED: 1,
+        }
+        for newest_first in (False, True):
+            seen: list[Job] = []
+            cursor: int | None = 0
+            sizes = []
+            while cursor is not None:
+                page = await records.page(newest_first=newest_first, cursor=cursor, limit=3)
+                seen += page.jobs
+                sizes.append(len(page.jobs))
+                cursor = page.cursor
+            assert seen == (some[::-1] if newest_first else some)
+            assert sizes == [3, 3, 1]
+        page = await records.page(limit=len(some))
+        assert (len(page.jobs), page.cursor) == (len(some), None)
+
+    run(path, test)
+
+
+def test_lists_longer_than_a_page(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAGE", 7)
+    some = [numbered(n) for n in range(50)]
+
+    async def test(records: Records) -> None:
+        await asyncio.gather(*(records.put(job) for job in some))
+        assert await records.list() == some
+
+    run(path, test)
+
+
+def test_pages_survive_the_deletion_of_what_they_end_with(path: Path) -> None:
+    some = [numbered(n) for n in range(6)]
+
+    async def test(records: Records) -> None:
+        await asyncio.gather(*(records.put(job) for job in some))
+        first = await records.page(limit=3)
+        await records.delete(some[2].id)
+        assert first.cursor is not None
+        rest = await records.page(cursor=first.cursor)
+        assert list(rest.jobs) == some[3:]
+
+    run(path, test)
+
+
+def test_concurrent_puts_share_commits(path: Path) -> None:
+    some = [numbered(n) for n in range(200)]
+
+    async def test(records: Records) -> None:
+        before = records.statistics
+        await asyncio.gather(*(records.put(job) for job in some))
+        after = records.statistics
+        assert after.puts - before.puts == 200
+        assert after.commits - before.commits <= 10
+        assert await records.list() == some
+
+    run(path, test)
+
+
+def test_one_after_the_other_each_has_its_commit(path: Path) -> None:
+    async def test(records: Records) -> None:
+        before = records.statistics.commits
+        for n in range(5):
+            await records.put(numbered(n))
+        assert records.statistics.commits - before == 5
+
+    run(path, test)
+
+
+def test_the_later_call_wins_whatever_runs_first(path: Path) -> None:
+    job = numbered(1, state=S.RUNNING)
+    later = dataclasses.replace(job, state=S.STOPPING)
+
+    async def test(records: Records) -> None:
+        first = records.put(job)
+        second = records.put(later)
+        await second
+        await first
+        assert await records.get(job.id) == later
+
+    run(path, test)
+
+    async def again(records: Records) -> None:
+        # and the revisions of another run are higher than all of the first one's
+        await records.put(job)
+        assert await records.get(job.id) == job
+
+    run(path, again)
+
+
+def test_more_than_the_queue_takes_waits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records_thread, "QUEUE_MAX", 4)
+    some = [numbered(n) for n in range(100)]
+
+    async def test(records: Records) -> None:
+        await asyncio.gather(
+            *(records.put(job) for job in some), *(records.count() for _ in range(20))
+        )
+        assert await records.list() == some
+
+    run(path, test)
+
+
+def test_a_cancelled_put_harms_nobody(path: Path) -> None:
+    async def test(records: Records) -> None:
+        tasks = [asyncio.create_task(records.put(numbered(n))) for n in range(20)]
+        await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [result is None for result in results] == [False, True] * 10
+        found = {job.id for job in await records.list()}
+        assert {numbered(n).id for n in range(1, 20, 2)} <= found
+
+    run(path, test)
+
+
+def test_idempotency_keys(path: Path) -> None:
+    one = numbered(1, created_by="anna")
+    two = numbered(2, created_by="anna")
+    other = numbered(3, created_by="ben")
+
+    async def test(records: Records) -> None:
+        assert await records.idempotent("anna", "k") is None
+        await records.put(one, key="k")
+        await records.put(one, key="k")
+        assert await records.idempotent("anna", "k") == one.id
+        assert await records.idempotent("ben", "k") is None
+        await records.put(other, key="k")
+        with pytest.raises(AlreadyExists, match=f"stands for job {one.id}"):
+            await records.put(two, key="k")
+        assert await records.list() == [one, other]
+        # one that fails does not take those along that share its commit
+        results = await asyncio.gather(
+            records.put(numbered(4)),
+            records.put(two, key="k"),
+            records.put(numbered(5)),
+            return_exceptions=True,
+        )
+        assert [type(result) for result in results] == [type(None), AlreadyExists, type(None)]
+        assert await records.list() == [one, other, numbered(4), numbered(5)]
+        await records.delete(one.id)
+        assert await records.idempotent("anna", "k") is None
+        await records.put(two, key="k")
+        assert await records.idempotent("anna", "k") == two.id
+
+    run(path, test)
+
+
+def test_what_the_database_could_not_hold_is_refused(path: Path) -> None:
+    async def test(records: Records) -> None:
+        for job in (
+            make("a\0b"),
+            dataclasses.replace(numbered(1), created_us=2**63),
+            dataclasses.replace(numbered(1), created_us=-(2**63) - 1),
+        ):
+            with pytest.raises(Internal, match="is not one"):
+                await records.put(job)
+        odd = numbered(2, name="a\0b'\"\\\ud800\U0001f600")
+        await records.put(odd)
+        assert await records.list() == [odd]
+
+    run(path, test)
+
+
+def test_delete(path: Path) -> None:
+    async def test(records: Records) -> None:
+        await records.put(numbered(1))
+        await records.put(numbered(2))
+        await records.delete(numbered(1).id)
+        assert await records.list() == [numbered(2)]
+        with pytest.raises(NotFound, match="job not found"):
+            await records.delete(numbered(1).id)
+        with pytest.raises(NotFound):
+            await records.delete("0000")  # no prefixes here
+
+    run(path, test)
+
+
+def test_boots_are_told_apart_until_recovery_is_over(path: Path) -> None:
+    old, done, new = numbered(1, state=S.RUNNING), numbered(2, state=S.FAILED), numbered(3)
+
+    async def first(records: Records) -> None:
+        assert await records.boot("one")
+        await records.put(old)
+        await records.put(done)
+
+    async def same(records: Records) -> None:
+        assert await records.boot("one")
+
+    async def other(records: Records) -> None:
+        assert not await records.boot("two")
+        await records.put(new)
+        # a job keeps the boot that it was created in
+        await records.put(dataclasses.replace(old, state=S.STOPPING))
+
+    async def recovered(records: Records) -> None:
+        assert not await records.boot("two")
+        await records.put(dataclasses.replace(old, state=S.FAILED))
+        assert await records.boot("two")
+
+    for step in (first, same, other, recovered):
+        run(path, step)
+
+
+def test_meta(path: Path) -> None:
+    async def test(records: Records) -> None:
+        assert await records.meta("a") is None
+        await records.set_meta("a", "1")
+        await records.set_meta("a", "2")
+        assert await records.meta("a") == "2"
+
+    run(path, test)
+
+
+def test_whether_the_last_server_closed_them(path: Path) -> None:
+    async def main() -> None:
+        async with opened(path) as records:
+            assert records.was_closed
+        async with opened(path) as records:
+            assert records.was_closed
+            copy = path.with_name("copy.db")
+            # what a crash leaves
+            with (
+                contextlib.closing(sqlite3.connect(path)) as db,
+                contextlib.closing(sqlite3.connect(copy)) as into,
+            ):
+                db.backup(into)
+        async with opened(copy) as records:
+            assert not records.was_closed
+
+    asyncio.run(main())
+
+
+def test_close_commits_what_waits_and_refuses_what_comes(path: Path) -> None:
+    some = [numbered(n) for n in range(50)]
+
+    async def main() -> None:
+        records = await Records.open(path)
+        puts = [asyncio.create_task(records.put(job)) for job in some]
+        await asyncio.sleep(0)
+        await records.close()
+        await records.close()
+        await asyncio.gather(*puts)
+        for call in (records.put(some[0]), records.list(), records.get("a"), records.boot("b")):
+            with pytest.raises(Unavailable, match="closed"):
+                await call
+        # nothing of SQLite's own is left beside it
+        assert not path.with_name("joblet.db-wal").exists()
+        async with opened(path) as again:
+            assert await again.list() == some
+
+    asyncio.run(main())
+
+
+def test_a_full_disk_is_said_and_survived(path: Path) -> None:
+    """SQLite's own bound on the file stands for the disk's."""
+    some = [numbered(n, name="x" * 5000) for n in range(100)]
+
+    async def test(records: Records) -> None:
+        await records.put(numbered(1000))
+        pages = await records._write(
+            "test", lambda db: db.execute("PRAGMA page_count").fetchone()[0]
+        )
+        bound = f"PRAGMA max_page_count={pages}"
+        await records._write("test", lambda db: db.execute(bound).fetchone())
+        results = await asyncio.gather(*(records.put(job) for job in some), return_exceptions=True)
+        assert all(isinstance(result, ResourceExhausted) for result in results)
+        assert "disk is full" in str(results[0])
+        assert records.statistics.failed_commits >= 1
+        assert await records.list() == [numbered(1000)]
+        await records._write(
+            "test", lambda db: db.execute("PRAGMA max_page_count=1000000").fetchone()
+        )
+        await asyncio.gather(*(records.put(job) for job in some))
+        assert await records.list() == [numbered(1000), *some]
+
+    run(path, test)
+
+
+def test_close_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that hangs: here another program that holds the database."""
+    monkeypatch.setattr(module, "CLOSE_SECONDS", 0.1)
+
+    async def main() -> None:
+        records = await Records.open(path)
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            put = asyncio.create_task(records.put(numbered(1)))
+            with pytest.raises(Unavailable, match="within"):
+                await records.close()
+            db.execute("ROLLBACK")
+        await put
+
+    asyncio.run(main())
