@@ -13,9 +13,11 @@ Everything is opened relative to a descriptor of the directory above, and never 
 
 import contextlib
 import fcntl
+import itertools
 import os
 import shutil
 import socket
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -36,7 +38,9 @@ class Directories:
         alone."""
         self.base = base
         try:
-            base.mkdir(mode=0o711, parents=True, exist_ok=True)
+            if not base.exists():
+                base.mkdir(parents=True)
+                base.chmod(0o711)  # whatever the umask says
             self._fd = os.open(base, _DIRECTORY)
         except OSError as error:
             raise Internal(
@@ -158,7 +162,7 @@ class Directories:
             self.uids.pop(job, None)
             return
         try:
-            shutil.rmtree(job, dir_fd=self._fd)  # follows no links: it works by descriptors
+            _remove_tree(job, self._fd)
         except OSError as error:
             raise Internal(f"remove the directory of job {job}", str(error)) from None
         self.uids.pop(job, None)
@@ -173,3 +177,51 @@ class Directories:
             yield fd
         finally:
             os.close(fd)
+
+
+def _remove_tree(name: str, dir_fd: int) -> None:
+    """Remove a directory with all that is in it. Raises OSError.
+
+    Not shutil.rmtree: a job can nest directories deeper than Python's stack or its descriptors go.
+    Here each directory that is found moves up beside the others, under a number, until it is empty.
+    Follows no links; nobody else changes anything in there.
+    """
+    top = os.open(name, _DIRECTORY, dir_fd=dir_fd)
+    try:
+        todo = [entry for entry in os.listdir(top) if _is_directory(entry, top)]
+        # numbers that an earlier try has left are names like any other
+        numbers = itertools.count(1 + max((int(n) for n in todo if n.isdecimal()), default=0))
+        while todo:
+            inner = os.open(todo[-1], _DIRECTORY, dir_fd=top)
+            try:
+                found = _empty(inner, top, numbers)
+            finally:
+                os.close(inner)
+            os.rmdir(todo.pop(), dir_fd=top)
+            todo += found
+        for entry in os.listdir(top):
+            os.unlink(entry, dir_fd=top)
+    finally:
+        os.close(top)
+    os.rmdir(name, dir_fd=dir_fd)
+
+
+def _empty(fd: int, top: int, numbers: Iterator[int]) -> list[str]:
+    """Files of a directory are removed, directories moved to `top`; their new names."""
+    moved: list[str] = []
+    again = True
+    while again:  # a filesystem may pass over entries while others are removed
+        again = False
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                again = True
+                if entry.is_dir(follow_symlinks=False):
+                    moved.append(str(next(numbers)))
+                    os.rename(entry.name, moved[-1], src_dir_fd=fd, dst_dir_fd=top)
+                else:
+                    os.unlink(entry.name, dir_fd=fd)
+    return moved
+
+
+def _is_directory(name: str, dir_fd: int) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode)

@@ -21,6 +21,7 @@ from joblet import link
 from joblet.config import InitPolicy
 from joblet.errors import (
     AlreadyExists,
+    FailedPrecondition,
     Internal,
     InvalidArgument,
     JobletError,
@@ -69,7 +70,8 @@ class Launches:
         self._directories = directories
         self._zygote = zygote
         self._scopes = scopes
-        self._launches: dict[str, Launch] = {}
+        self._launches: dict[str, Launch] = {}  # on their way to the scope, or waiting for the go
+        self._under_way: set[str] = set()  # these, and those which are being undone or let go
         self._forking = asyncio.Lock()
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self.zygote_gone = asyncio.Event()
@@ -85,6 +87,7 @@ class Launches:
         if plan.uid_base in self._directories.uids.values():
             raise AlreadyExists(f"launch job {plan.job}", f"uid {plan.uid_base} is another job's")
         self._directories.uids[plan.job] = plan.uid_base
+        self._under_way.add(plan.job)
         launch = self._launches[plan.job] = Launch(plan)
         try:
             async with self._slots:
@@ -102,21 +105,34 @@ class Launches:
 
     async def _fork(self, launch: Launch, plan_fd: int) -> None:
         plan = launch.plan
-        directory, ends = await asyncio.to_thread(
-            self._directories.create, plan.job, plan.uid_base, plan.streams
-        )
+        directory, ends = await self._create(plan)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         launch.gate = ours
         ours.settimeout(0)
         try:
-            fds = [plan_fd, directory, theirs.fileno(), *ends]
-            launch.pid, launch.pidfd = await self._ask_zygote(self._directories.path(plan.job), fds)
+            await self._ask_zygote(launch, [plan_fd, directory, theirs.fileno(), *ends])
         finally:
             # PID 1 has its own; a copy of ours would keep the pipes from ending
             theirs.close()
             link.close_all([directory, *ends])
 
-    async def _ask_zygote(self, path: str, fds: list[int]) -> tuple[int, int]:
+    async def _create(self, plan: Plan) -> tuple[int, list[int]]:
+        create = self._directories.create
+        creating = asyncio.ensure_future(
+            asyncio.to_thread(create, plan.job, plan.uid_base, plan.streams)
+        )
+        try:
+            return await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            # a thread cannot be cancelled: what it makes is there a moment later
+            with contextlib.suppress(JobletError):
+                directory, ends = await creating
+                link.close_all([directory, *ends])
+            raise
+
+    async def _ask_zygote(self, launch: Launch, fds: list[int]) -> None:
+        """Sets the launch's pid and pidfd, also when it is cancelled."""
+        path = self._directories.path(launch.plan.job)
         loop = asyncio.get_running_loop()
         async with self._forking:
             answered = loop.create_future()
@@ -127,22 +143,15 @@ class Launches:
                     await asyncio.shield(answered)
                 except asyncio.CancelledError:
                     await answered  # about 2 ms: an answer left unread would be the next one's
-                    self._forget(self._zygote.answer())
+                    launch.pid, launch.pidfd = self._zygote.answer()
                     raise
                 finally:
                     loop.remove_reader(self._zygote.socket)
-                return self._zygote.answer()
+                launch.pid, launch.pidfd = self._zygote.answer()
             except OSError as error:
                 if isinstance(error, ConnectionError):
                     self.zygote_gone.set()
                 raise Internal("fork the job's PID 1", str(error)) from None
-
-    @staticmethod
-    def _forget(answer: tuple[int, int]) -> None:
-        _, pidfd = answer
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.close(pidfd)
 
     async def _undo(self, launch: Launch, error: BaseException) -> None:
         job = launch.plan.job
@@ -159,6 +168,7 @@ class Launches:
         launch.close()
         with contextlib.suppress(JobletError):  # what stays, the server finds in the list
             await asyncio.to_thread(self._directories.remove, job)
+        self._under_way.discard(job)
 
     async def go(self, job: str) -> socket.socket:
         """The connected `ctl`; the command starts. Raises NotFound, or why the launch failed."""
@@ -166,9 +176,11 @@ class Launches:
         if launch is None:
             raise NotFound(f"let job {job} go", "no such launch is waiting")
         await asyncio.shield(launch.scope)
+        # from here on it is too late for a cancel, which would close the gate under our feet
         gate = launch.gate
-        if gate is None:
+        if self._launches.get(job) is not launch or gate is None:
             raise Unavailable(f"let job {job} go", "it was withdrawn")
+        del self._launches[job]
         try:
             async with asyncio.timeout(READY_S):
                 await _readable(gate)
@@ -187,8 +199,8 @@ class Launches:
         except (OSError, TimeoutError) as error:
             raise Internal(f"let job {job} go", str(error) or "its PID 1 does not answer") from None
         finally:
-            self._launches.pop(job, None)
             launch.close()
+            self._under_way.discard(job)
         return ctl
 
     def cancel(self, job: str) -> None:
@@ -203,10 +215,17 @@ class Launches:
             raise NotFound(f"withdraw job {job}", "no such launch is waiting")
         launch.withdrawn = True
         if launch.scope.done():
+            self._under_way.discard(job)
             if launch.gate is not None:
                 with contextlib.suppress(OSError):
                     launch.gate.send(pid1.WITHDRAWN)
             launch.close()
+
+    def check_over(self, job: str) -> None:
+        """Raises FailedPrecondition for a launch before its go. That has no `ctl` for a moment, and
+        would look as if nobody needed its directory and its uids any more."""
+        if job in self._under_way:
+            raise FailedPrecondition(f"clean up job {job}", "it is being launched")
 
 
 def _cgroup(pid: int) -> str:

@@ -40,7 +40,7 @@ def read_plan(fd: int, policy: InitPolicy) -> Plan:
         )
     try:
         return Plan.from_bytes(os.pread(fd, size, 0))
-    except PlanError as error:
+    except (OSError, PlanError) as error:  # OSError: the descriptor is one for writing only
         raise InvalidArgument("read the plan", str(error)) from None
 
 

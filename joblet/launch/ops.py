@@ -67,7 +67,8 @@ DEV_LINKS: Final = {
 }
 
 PASSWD_FILE: Final = (
-    "root:x:0:0:root:/work:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+    "root:x:0:0:root:/work:/bin/sh\n"  # noqa: S105
+    "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
 )
 GROUP_FILE: Final = "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"
 
@@ -265,7 +266,7 @@ def root(new: str, work: str, *, resolv_conf: bytes) -> list[Operation]:
         Mount(f"{new}/dev/shm", "tmpfs", sys.MS_NOSUID | sys.MS_NODEV, "mode=1777"),  # noqa: S108
         Mount(f"{new}/dev/mqueue", "mqueue"),
         Mount(f"{new}/tmp", "tmpfs", sys.MS_NOSUID | sys.MS_NODEV, "mode=1777"),  # noqa: S108
-        Mount(f"{new}/run", "tmpfs", sys.MS_NOSUID | sys.MS_NODEV, "mode=1777"),  # noqa: S108
+        Mount(f"{new}/run", "tmpfs", sys.MS_NOSUID | sys.MS_NODEV, "mode=1777"),
         Mount(f"{new}/var/tmp", "tmpfs", sys.MS_NOSUID | sys.MS_NODEV, "mode=1777"),  # noqa: S108
         Bind(work, f"{new}/work", sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV),
         Pivot(new),

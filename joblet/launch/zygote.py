@@ -22,6 +22,7 @@ from joblet.launch import syscalls as sys
 # plan (sealed memfd), directory, gate; behind them each stream's read and write end
 REQUEST_FDS: Final = 3
 MAX_REQUEST: Final = 4096
+
 class Zygote:
     """Init mode's end. One request at a time: send it, wait until `socket` is readable, take the
     answer."""

@@ -44,7 +44,7 @@ class Ctl:
             if (
                 not isinstance(streams, list)
                 or len(streams) != len(fds)
-                or not set(streams) <= set(protocol.STREAMS)
+                or any(streams.count(name) > 1 or name not in protocol.STREAMS for name in streams)
             ):
                 raise ProtocolError("its streams and descriptors do not match")
         except ProtocolError as error:

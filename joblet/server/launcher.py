@@ -123,10 +123,13 @@ class Launcher:
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[tuple[Message, list[int]]] = loop.create_future()
         self._waiting[number] = answered
+        taken = False
         try:
             await self._link.send({"id": number, "verb": verb, **fields}, fds)
             async with asyncio.timeout(answer_s):
-                return await answered
+                answer = await answered
+                taken = True
+                return answer
         except TimeoutError:
             raise Unavailable(
                 f"ask init mode to {verb}", f"no answer within {answer_s:g} s", hint=HINT
@@ -134,6 +137,10 @@ class Launcher:
         finally:
             self._waiting.pop(number, None)
             answered.cancel()
+            if not taken and not answered.cancelled() and answered.exception() is None:
+                # answered in the moment of the cancellation; a `ctl` that nobody closes would keep
+                # its job from every other holder
+                link.close_all(answered.result()[1])
 
     # -- verbs -----------------------------------------------------------------------------------
 

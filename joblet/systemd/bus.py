@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The system bus: calls with a deadline, signals, a connection that comes back by itself.
 
-The only importer of dbus_next, of which it uses the message codec (0.2.3, the last release; the
-connection is our own, see wire.py). Values are plain Python in both directions: `Variant` of
-properties.py goes in where a message wants one, and what comes out has its variants taken off.
+The only importer of dbus_next, which makes the messages that go out (0.2.3, the last release; the
+connection and what comes in are our own, see wire.py and unmarshal.py). Values are plain Python in
+both directions: `Variant` of properties.py goes in where a message wants one, and what comes out
+has its variants taken off.
 
 Invariants:
 - At most `in_flight` calls wait for an answer; more wait for their turn, within their deadline.
@@ -14,7 +15,6 @@ Invariants:
 """
 
 import asyncio
-import io
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any, ClassVar, Final, cast
 
 from joblet.errors import Code, Internal, JobletError, Unavailable
+from joblet.systemd import unmarshal
 from joblet.systemd.properties import Variant
 from joblet.systemd.signals import (
     DRIVER,
@@ -33,6 +34,7 @@ from joblet.systemd.signals import (
     owner_changes,
     run,
 )
+from joblet.systemd.unmarshal import Incoming
 from joblet.systemd.wire import Wire, open_wire
 
 # dbus_next also has a connection for GLib's main loop, and with it loads GLib itself, which Debian
@@ -41,7 +43,6 @@ _gi = sys.modules.get("gi")
 sys.modules["gi"] = cast(ModuleType, None)
 try:
     import dbus_next
-    from dbus_next._private.unmarshaller import Unmarshaller
 finally:
     del sys.modules["gi"]
     if _gi is not None:
@@ -276,7 +277,7 @@ class _Connection:
         self._wire = wire
         self._deliver = deliver
         self._serial = 0
-        self._calls: dict[int, asyncio.Future[dbus_next.Message]] = {}
+        self._calls: dict[int, asyncio.Future[Incoming]] = {}
         self.trouble = ""
         self._reader = asyncio.create_task(self._read(), name="bus reader")
 
@@ -291,7 +292,7 @@ class _Connection:
         await asyncio.wait([self._reader])
         await self._wire.close()
 
-    async def call(self, what: str, message: dbus_next.Message) -> dbus_next.Message:
+    async def call(self, what: str, message: dbus_next.Message) -> Incoming:
         """Send, and wait for the answer as long as the caller lets it. Raises Lost, Internal."""
         if self.trouble:
             raise Lost(what, self.trouble)
@@ -301,7 +302,7 @@ class _Connection:
             frame = message._marshall()
         except Exception as error:  # the codec raises what the value provokes
             raise Internal(what, f"its arguments are not {message.signature!r}: {error}") from error
-        future: asyncio.Future[dbus_next.Message] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Incoming] = asyncio.get_running_loop().create_future()
         self._calls[serial] = future
         try:
             self._wire.write(bytes(frame))
@@ -323,8 +324,8 @@ class _Connection:
             while True:
                 frame = await self._wire.receive()
                 try:
-                    message = _decode(frame)
-                except Exception as error:  # the codec raises what the bytes provoke
+                    message = unmarshal.decode(frame)
+                except ValueError as error:
                     raise ConnectionAbortedError(f"unreadable message: {error}") from error
                 self._take(message)
         except OSError as error:
@@ -337,39 +338,38 @@ class _Connection:
                 if not future.done():
                     future.set_exception(ConnectionResetError(self.trouble))
 
-    def _take(self, message: dbus_next.Message) -> None:
-        match message.message_type:
-            case dbus_next.MessageType.SIGNAL:
-                body = _plain_body(message)
-                signal = Signal(message.path, message.interface, message.member, body)
+    def _take(self, message: Incoming) -> None:
+        match message.kind:
+            case unmarshal.SIGNAL:
+                signal = Signal(message.path, message.interface, message.member, message.body)
                 self._deliver(message.sender, signal)
-            case dbus_next.MessageType.METHOD_CALL:
+            case unmarshal.METHOD_CALL:
                 self._refuse(message)
-            case _:
+            case unmarshal.METHOD_RETURN | unmarshal.ERROR:
                 future = self._calls.get(message.reply_serial)
                 if future is not None and not future.done():
                     future.set_result(message)
+            case _:
+                pass  # kinds that the specification may add are to be ignored
 
-    def _refuse(self, message: dbus_next.Message) -> None:
+    def _refuse(self, message: Incoming) -> None:
         """Nothing is exported here. Whoever asks hears that instead of waiting.
 
         Not if answers pile up: nobody may fill our memory with questions.
         """
-        quiet = message.flags & dbus_next.MessageFlag.NO_REPLY_EXPECTED
+        quiet = message.flags & unmarshal.NO_REPLY_EXPECTED
         if not quiet and self._wire.unsent < UNSENT_MAX:
             self._serial += 1
-            reply = dbus_next.Message.new_error(
-                message, dbus_next.ErrorType.UNKNOWN_METHOD.value, "nothing is served here"
+            reply = dbus_next.Message(
+                message_type=dbus_next.MessageType.ERROR,
+                destination=message.sender,
+                reply_serial=message.serial,
+                error_name=dbus_next.ErrorType.UNKNOWN_METHOD.value,
+                signature="s",
+                body=["nothing is served here"],
+                serial=self._serial,
             )
-            reply.serial = self._serial
             self._wire.write(bytes(reply._marshall()))
-
-
-def _decode(frame: bytes) -> dbus_next.Message:
-    message = Unmarshaller(io.BytesIO(frame)).unmarshall()
-    if message is None:
-        raise ConnectionAbortedError("it is shorter than it says")
-    return message
 
 
 def _method_call(
@@ -395,34 +395,17 @@ def _method_call(
         raise Internal(what, str(error)) from error
 
 
-def _answer(what: str, reply: dbus_next.Message) -> list[Any]:
+def _answer(what: str, reply: Incoming) -> list[Any]:
     """The body of an answer. Raises what an error stands for."""
-    body = _plain_body(reply)
-    if reply.message_type is not dbus_next.MessageType.ERROR:
-        return body
-    why = body[0] if body and isinstance(body[0], str) else reply.error_name
+    if reply.kind == unmarshal.METHOD_RETURN:
+        return reply.body
+    why = reply.body[0] if reply.body and isinstance(reply.body[0], str) else reply.error_name
     match reply.error_name:
         case dbus_next.ErrorType.NO_REPLY.value:
             raise Lost(what, why)
         case dbus_next.ErrorType.LIMITS_EXCEEDED.value:
             raise Unavailable(what, why)
     raise BusError(what, why, name=reply.error_name)
-
-
-def _plain_body(message: dbus_next.Message) -> list[Any]:
-    if "v" not in message.signature:
-        return message.body
-    return [_plain(value) for value in message.body]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dbus_next.Variant):
-        return _plain(value.value)
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
 
 
 def _to_wire(value: Any) -> Any:

@@ -5,7 +5,6 @@ Why it exists: dbus-next 0.2.3 has a connection of its own, and it is not fit fo
 constructor connects blockingly; a daemon that closes during authentication sends it into a loop
 that never gives the event loop back; its writer takes a full socket buffer (about 290 short
 messages, fewer than 100 of 2 KB) for the end of the connection; it never closes its descriptor.
-Its message codec is sound: bus.py uses that, and this module moves the bytes.
 
 Must not import dbus_next. Every failure is an OSError: whoever sees one drops the connection.
 Shape of a message: D-Bus specification, "Message Format". Authentication: "Authentication

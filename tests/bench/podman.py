@@ -92,6 +92,8 @@ def _apt(words: list[str], configuration: Path) -> None:
     except FileNotFoundError:
         raise RigError(what, "apt-get is not installed") from None
     except subprocess.TimeoutExpired as late:
-        raise RigError(what, f"apt-get was not done after {FETCH_S} s", late.stdout or b"") from None
+        raise RigError(
+            what, f"apt-get was not done after {FETCH_S} s", late.stdout or b""
+        ) from None
     if done.returncode != 0:
         raise RigError(what, f"apt-get {words[0]} exited with {done.returncode}", done.stdout)

@@ -68,7 +68,6 @@ class LogCore:
         files: LogFiles,
         state: IndexState,
         *,
-        created: bool = False,
         clock_us: Callable[[], int],
         wake: Callable[["LogCore"], None],
         on_dirty: Callable[["LogCore"], None],
@@ -78,7 +77,6 @@ class LogCore:
         self.job_id = job_id
         self.files = files
         self.state = state
-        self.created = created
         self.written = list(state.held)
         self.lock = threading.Lock()
         self.step = step

@@ -85,11 +85,6 @@ class JobLog:
         return self.core.job_id
 
     @property
-    def created(self) -> bool:
-        """Whether there was no log of the job when this one was opened."""
-        return self.core.created
-
-    @property
     def size(self) -> int:
         """The log offset behind the last byte entered."""
         return self.core.size
@@ -128,8 +123,8 @@ class JobLog:
         Raises FailedPrecondition if that changes.
         """
         wanted = frozenset(streams)
-        for stream in wanted:
-            self._check_stream(stream)
+        if not wanted <= set(fmt.STREAMS):
+            raise InvalidArgument(f"keep streams {sorted(wanted)}", "there are only 1 and 2")
         await self._write(f"keep the output of job {self.job_id}", self.core.expect, wanted)
 
     def attach(self, stream: int, fd: int) -> bool:
@@ -189,6 +184,8 @@ class JobLog:
         self._check_stream(stream)
         if count is not None and count < 0:
             raise InvalidArgument(f"import output of job {self.job_id}", f"{count} bytes")
+        if stream in self.ended_streams or count == 0:
+            return 0
         if stream in self.attached | self._importing:
             raise FailedPrecondition(
                 f"import output of job {self.job_id}", f"stream {stream} is still being read"

@@ -154,7 +154,7 @@ class Reader:
         done: concurrent.futures.Future[None] = concurrent.futures.Future()
 
         def release() -> None:
-            self._close(pipe, Unavailable(*_unfinished(pipe), hint="it is read on when attached"))
+            self._close(pipe, _detached(pipe))
             _settle(done, None)
 
         self._post(release)
@@ -170,7 +170,7 @@ class Reader:
             self._post(leave)
         self._thread.join()
         for pipe in list(self._pipes.values()):
-            self._close(pipe, Unavailable(*_unfinished(pipe), hint="it is read on when attached"))
+            self._close(pipe, _detached(pipe))
         self._epoll.close()
         os.close(self._wake_fd)
 
@@ -258,7 +258,8 @@ class Reader:
 
     def _limit(self, pipe: Pipe, done: concurrent.futures.Future[None]) -> None:
         if pipe.closed:
-            _settle(done, None)
+            ended = pipe.stream in pipe.core.state.ended
+            _settle(done, None if ended else _detached(pipe))
             return
         pipe.waiting.append(done)
         if pipe.left is None:
@@ -356,8 +357,12 @@ def _readable(fd: int) -> int:
     return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), "little")
 
 
-def _unfinished(pipe: Pipe) -> tuple[str, str]:
-    return f"finish the output of job {pipe.core.job_id}", "its pipe was detached"
+def _detached(pipe: Pipe) -> Unavailable:
+    return Unavailable(
+        f"finish the output of job {pipe.core.job_id}",
+        "its pipe was detached",
+        hint="it is read on when attached again",
+    )
 
 
 def _resolve(pipe: Pipe, failure: JobletError | None) -> None:

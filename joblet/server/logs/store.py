@@ -228,7 +228,6 @@ class LogStore:
 
     def _open_blocking(self, job_id: str, *, from_earlier_boot: bool) -> LogCore:
         directory = self._directory
-        created = not directory.holds(job_id)
         files = LogFiles(directory.make(job_id), self._cache)
         with files.pinned():
             state = recover(
@@ -244,7 +243,6 @@ class LogStore:
             job_id,
             files,
             state,
-            created=created,
             clock_us=self._clock_us,
             wake=self._wake,
             on_dirty=self._dirty.add,

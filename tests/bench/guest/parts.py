@@ -182,8 +182,7 @@ def _table(
     title: str, results: dict[str, list[float]], errors: dict[str, str], *, unit: str = "ms"
 ) -> Table:
     rows = [
-        row(name, values, unit=unit, ours=name.startswith(OURS))
-        for name, values in results.items()
+        row(name, values, unit=unit, ours=name.startswith(OURS)) for name, values in results.items()
     ]
     return {"title": title, "rows": [*rows, *(broken(*item) for item in errors.items())]}
 

@@ -26,9 +26,10 @@ A machine that reboots (nspawn's exit code 133 under --keep-unit) is started aga
 from __future__ import annotations
 
 # Mounts and cgroups, by the names that the kernel gives its calls.
-# ruff: noqa: PTH
+# ruff: noqa: PTH100, PTH102, PTH103, PTH106, PTH112, PTH120, PTH123, PTH211
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import select
@@ -40,6 +41,7 @@ from typing import TypedDict
 
 CLONE_NEWNS = 0x00020000
 MS_NOSUID_NODEV_NOEXEC = 0x2 | 0x4 | 0x8
+MS_REMOUNT_BIND = 0x20 | 0x1000
 MS_REC_PRIVATE = 0x4000 | 0x40000
 MNT_DETACH = 2
 PR_SET_PDEATHSIG = 1
@@ -107,7 +109,13 @@ class Cgroup:
         # A fresh mount, seen by us and the machine alone: on a host with cgroup v1 beside it this
         # makes the layout that systemd knows, and in a container whose cgroups are mounted
         # read-only it is writable.
-        mount("cgroup2", self.MOUNT, "cgroup2", MS_NOSUID_NODEV_NOEXEC)
+        try:
+            mount("cgroup2", self.MOUNT, "cgroup2", MS_NOSUID_NODEV_NOEXEC)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            # the same tree is mounted there already; in a container perhaps read-only
+            mount(None, self.MOUNT, None, MS_REMOUNT_BIND | MS_NOSUID_NODEV_NOEXEC)
         own = next(
             line[3:] for line in read("/proc/self/cgroup").splitlines() if line.startswith("0::")
         )

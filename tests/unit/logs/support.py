@@ -93,6 +93,12 @@ async def until(log: JobLog, size: int) -> None:
         await core.changed(lambda: core.size < size)
 
 
+async def waiting(*logs: JobLog, count: int = 1) -> None:
+    """Return once so many wait for growth of each log."""
+    while any(len(log.core.waiters) < count for log in logs):
+        await asyncio.sleep(0)
+
+
 async def collect(log: JobLog, from_offset: int = 0, **options: Any) -> list[Chunk | Gap]:
     return [item async for item in log.follow(from_offset, **options)]
 

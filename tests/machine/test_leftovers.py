@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""Nothing is left of jobs that have ended, and a stop at any moment of a launch is recorded as
+one."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.machine.client import FINAL, Rnx, wait_served
+from tests.machine.rig import eventually
+
+if TYPE_CHECKING:
+    from tests.machine.rig import Nspawn
+
+SHORT_JOBS = 200
+STOPS = 100
+
+# everything that a job could leave behind, one name a line; of logs that nobody uses the server
+# keeps
+# a bounded number open
+TRACES = """
+systemctl list-units --all --plain --no-legend 'joblet-*.scope' | cut -d' ' -f1
+ls /var/lib/joblet/jobs
+ps -eo comm=,args= | grep -E 'joblet-pid1|joblet: ' | grep -v grep
+cat /proc/mounts | wc -l
+for p in $(systemctl show -p MainPID --value joblet.service joblet-init.service) \
+    $(pgrep -x joblet-zygote); do ls -l /proc/$p/fd | grep -vc /var/lib/joblet/logs/; done
+ls -d /sys/fs/cgroup/joblet.slice/*.scope 2>/dev/null
+"""
+
+# a job, and a `systemctl stop` 0 to 60 ms after its cgroup is there, again and again
+STOPPER = """
+import json, os, random, subprocess, sys, time
+SLICE = "/sys/fs/cgroup/joblet.slice"
+moments = random.Random(20261124)
+def scopes():
+    there = os.listdir(SLICE) if os.path.isdir(SLICE) else []
+    return {name for name in there if name.endswith(".scope")}
+stops = []
+for _ in range(int(sys.argv[1])):
+    before = scopes()
+    run = subprocess.Popen(["rnx", "run", "sleep", "300"], stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 20
+    while not (new := scopes() - before) and time.monotonic() < until:
+        pass
+    unit = new.pop()
+    time.sleep(moments.uniform(0, 0.06))
+    begun = time.monotonic()
+    subprocess.run(["systemctl", "stop", unit], check=False)
+    stops.append({"job": unit[7:-6], "seconds": time.monotonic() - begun})
+    run.wait()
+print(json.dumps(stops))
+"""
+
+
+@pytest.fixture
+def rnx(fresh_machine: Nspawn) -> Rnx:
+    wait_served(fresh_machine)
+    return Rnx(fresh_machine)
+
+
+def traces(machine: Nspawn) -> list[str]:
+    return machine.run(TRACES).text.splitlines()
+
+
+def test_nothing_is_left_after_many_short_jobs(rnx: Rnx, fresh_machine: Nspawn) -> None:
+    for _ in range(4):  # what is opened once and kept
+        rnx("run", "--follow", "true").check()
+    eventually(lambda: fresh_machine.run("ls /var/lib/joblet/jobs").text == "")
+    before = traces(fresh_machine)
+    script = f"seq {SHORT_JOBS} | xargs -P 8 -I N rnx run --wait --json sh -c 'echo N' > /dev/null"
+    fresh_machine.run(script, timeout=240).check()
+    jobs = rnx.json("list")
+    assert len(jobs) == SHORT_JOBS + 4
+    assert {job["status"] for job in jobs} == {"COMPLETED"}
+
+    def same() -> bool:
+        return traces(fresh_machine) == before
+
+    try:
+        eventually(same, timeout=20)
+    finally:
+        print("before:", before, "after:", traces(fresh_machine))
+
+
+def test_systemctl_stop_at_random_moments_of_a_launch(rnx: Rnx, fresh_machine: Nspawn) -> None:
+    """Every record is right, and nobody waits for the grace."""
+    stopped = fresh_machine.run(["python3", "-c", STOPPER, str(STOPS)], timeout=240).check()
+    stops = json.loads(stopped.stdout)
+
+    def settled() -> list[dict[str, str]] | None:
+        jobs: list[dict[str, str]] = rnx.json("list")
+        return jobs if all(job["status"] in FINAL for job in jobs) else None
+
+    jobs = eventually(settled, timeout=30, what="the last record") or []
+    assert {job["id"] for job in jobs} == {stop["job"] for stop in stops}
+    told = [rnx.status(job["id"]) for job in jobs]
+    assert {(job["status"], job["reason"]) for job in told} == {("STOPPED", "unit-stopped")}
+    assert max(stop["seconds"] for stop in stops) < 4  # the grace is 5 s
+    eventually(lambda: fresh_machine.run("ls /var/lib/joblet/jobs").text == "", timeout=20)
