@@ -28,7 +28,7 @@ class JobState(enum.StrEnum):
 
 S = JobState
 
-# From each state, where a job may go. Final states go nowhere: a late exit never overwrites STOPPED.
+# From each state, where a job may go. Final states go nowhere: no late exit overwrites STOPPED.
 TRANSITIONS: Final[Mapping[JobState, frozenset[JobState]]] = {
     S.PENDING: frozenset({S.SCHEDULED, S.INITIALIZING, S.FAILED, S.CANCELED}),
     S.SCHEDULED: frozenset({S.INITIALIZING, S.FAILED, S.CANCELED}),
@@ -103,7 +103,8 @@ class End:
 class Limits:
     """Asked-for or effective limits; 0 or "" means none.
 
-    max_cpu: percent of one core. max_memory: bytes (the wire says MiB). max_iobps: bytes/s, each way.
+    max_cpu: percent of one core. max_memory: bytes (the wire says MiB). max_iobps: bytes/s,
+    reading and writing each.
     """
 
     max_cpu: int = 0
@@ -141,14 +142,18 @@ class Job:
     started_us: int = 0
     ended_us: int = 0
     end: End | None = None
-    stop_by: str = ""  # who asked for the stop; with it an end is `stopped`, whatever the exit record says
+    stop_by: str = (
+        ""  # who asked for the stop; with it an end is `stopped`, whatever the exit record says
+    )
     unit: str = ""
     pid: int = 0  # PID 1 of the job, in the host's PID namespace
     cgroup: str = ""
     uid_base: int = 0
     effective: Limits = Limits()
     not_enforced: tuple[str, ...] = ()  # names of limits that this host's kernel does not enforce
-    usage: Mapping[str, int] = dataclasses.field(default_factory=dict)  # final, from the exit record
+    usage: Mapping[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # final, from the exit record
 
     @property
     def final(self) -> bool:

@@ -86,6 +86,7 @@ _libc.syscall.restype = ctypes.c_long
 _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 _libc.ptrace.restype = ctypes.c_long
 
+
 def _check(result: int, path: str | None = None) -> int:
     if result < 0:
         code = ctypes.get_errno()

@@ -23,6 +23,7 @@ from joblet.launch import syscalls as sys
 REQUEST_FDS: Final = 3
 MAX_REQUEST: Final = 4096
 
+
 class Zygote:
     """Init mode's end. One request at a time: send it, wait until `socket` is readable, take the
     answer."""

@@ -85,7 +85,9 @@ class JobTask:
         self._group: asyncio.TaskGroup | None = None
         self._helpers: set[asyncio.Task[None]] = set()
         self._copying: asyncio.Task[None] | None = None
+        self._deadline: asyncio.Task[None] | None = None
         self._retried = False
+        self._overdue = False
         # systemd was seen stopping the unit, which we did not ask for
         self.unit_stopping = False
 
@@ -123,6 +125,8 @@ class JobTask:
             async with asyncio.TaskGroup() as self._group:
                 try:
                     yield
+                    if self._copying is not None:
+                        await asyncio.wait([self._copying], timeout=COPY_S)
                 finally:
                     for helper in self._helpers:
                         helper.cancel()
@@ -284,6 +288,10 @@ class JobTask:
             self.job = move(self.job, JobState.RUNNING, started_us=started)
             # it can be told again by PID 1 at any time, so nobody waits for the disk
             self._help(self._tools.records.put(self.job))
+        if self.job.spec.timeout_us and self._deadline is None:
+            ends_us = started + self.job.spec.timeout_us + self._tools.grace_us
+            waiting = self._backstop(ends_us - self._tools.clock_us(), overdue=True)
+            self._deadline = self._help(waiting)
         self._settle(None)
 
     async def _connect(self) -> socket.socket | None:
@@ -323,16 +331,19 @@ class JobTask:
             elif not self._launched:
                 # before the go; when it is too late for that, `_hold` tells PID 1
                 self._help(self._tools.launcher.cancel(self.job.id))
-            self._help(self._backstop())
+            self._help(self._backstop(self._tools.grace_us))
             # in order behind what was put before, and before the final record
             await self._tools.records.put(self.job)
         await self.ended.wait()
         return self.job
 
-    async def _backstop(self) -> None:
-        """A PID 1 that does not answer in time is ended with its scope, by systemd."""
-        await asyncio.sleep(self._tools.grace_us / 1e6 + BACKSTOP_S)
-        log.warning("its PID 1 does not stop; asking systemd", extra={"job": self.job.id})
+    async def _backstop(self, after_us: int, *, overdue: bool = False) -> None:
+        """A PID 1 that does not end the job in time is ended with its scope, by systemd."""
+        await asyncio.sleep(max(0, after_us) / 1e6 + BACKSTOP_S)
+        if self._ending:
+            return
+        log.warning("its PID 1 does not stop it; asking systemd", extra={"job": self.job.id})
+        self._overdue = self._overdue or overdue
         await self._tools.launcher.stop(self.job.id)
 
     # -- the end ---------------------------------------------------------------------------------
@@ -380,6 +391,9 @@ class JobTask:
             await job_log.finish(stream)
         self._ending = True
         usage = dict(record.usage) if record else {}
+        if self._overdue and (record is None or record.ended_by == "signal"):
+            # it was systemd's signal, and we who asked for it
+            end = End(Reason.TIMEOUT, signal=end.signal, detail="its PID 1 did not answer")
         ended_us = record.ended_us if record and record.ended_us else self._tools.clock_us()
         started_us = record.started_us if record else self.job.started_us
         state = end.state
@@ -400,8 +414,6 @@ class JobTask:
         log.info("ended: %s", end, extra={"job": job.id})
         self._settle(None)
         self.ended.set()
-        if self._copying is not None:
-            await asyncio.wait([self._copying], timeout=COPY_S)
 
     async def _insist(self, write: Callable[..., Awaitable[None]], *args: object) -> None:
         """A full disk is waited out: PID 1 keeps the record as long as we do not acknowledge it."""

@@ -47,7 +47,7 @@ def validate(limits: Limits) -> None:
     if 0 < limits.max_cpu < MIN_CPU_PERCENT:
         raise InvalidArgument(
             what,
-            f"max_cpu is {limits.max_cpu} %, and a job needs {MIN_CPU_PERCENT} % to start and to stop",
+            f"max_cpu is {limits.max_cpu} %, and to start and stop a job takes {MIN_CPU_PERCENT} %",
         )
     if 0 < limits.max_memory < MIN_MEMORY_MIB * MIB:
         raise InvalidArgument(

@@ -106,7 +106,7 @@ def _decode(message: bytes) -> Incoming:
 def _text(fields: dict[int, Any], code: int) -> str:
     value = fields.get(code, "")
     if not isinstance(value, str):
-        raise ValueError(f"header field {code} is no text")  # noqa: TRY004
+        raise ValueError(f"header field {code} is no text")
     return value
 
 

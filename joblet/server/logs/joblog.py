@@ -9,6 +9,7 @@ Must not import anything of joblet but joblet.errors and its neighbours.
 
 import asyncio
 import concurrent.futures
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Coroutine, Iterable
@@ -144,7 +145,8 @@ class JobLog:
             pipe = Pipe(self.core, stream, fd)
             self._reader.attach(pipe)
         except JobletError:
-            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.close(fd)
             raise
         self._pipes[stream] = pipe
         return True
@@ -316,7 +318,11 @@ class JobLog:
     def _check_attach(self, stream: int, fd: int) -> None:
         self._check_stream(stream)
         what = f"attach stream {stream} of job {self.job_id}"
-        if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        try:
+            mode = os.fstat(fd).st_mode
+        except OSError as exc:
+            raise InvalidArgument(what, f"descriptor {fd} is not open") from exc
+        if not stat.S_ISFIFO(mode):
             raise InvalidArgument(what, f"descriptor {fd} is not a pipe")
         self._check_open()
         if stream in self.attached | self._importing:

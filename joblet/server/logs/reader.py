@@ -119,7 +119,12 @@ class Reader:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        """Raises RuntimeError if the system has no thread to give."""
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._close_own()
+            raise
 
     @property
     def alive(self) -> bool:
@@ -171,6 +176,9 @@ class Reader:
         self._thread.join()
         for pipe in list(self._pipes.values()):
             self._close(pipe, _detached(pipe))
+        self._close_own()
+
+    def _close_own(self) -> None:
         self._epoll.close()
         os.close(self._wake_fd)
 

@@ -12,7 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from joblet.errors import FailedPrecondition, JobletError, NotFound, Unavailable
+from joblet.errors import (
+    FailedPrecondition,
+    JobletError,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from joblet.server.logs.core import LogCore
 from joblet.server.logs.directory import LogDirectory
 from joblet.server.logs.faults import fault
@@ -90,16 +96,20 @@ class LogStore:
         await asyncio.to_thread(self._directory.take)
         self._waker = Waker(asyncio.get_running_loop())
         self._shared = Shared(self._pick_reader, self._io_threads)
-        for number in range(self._reader_count):
-            reader = Reader(
-                f"log-reader-{number}",
-                self._settings,
-                on_trouble=functools.partial(self._waker.call, self._tell_trouble),
-                on_death=functools.partial(self._waker.call, self._on_death),
-                step=self._step,
-            )
-            self._readers.append(reader)
-            reader.start()
+        try:
+            for number in range(self._reader_count):
+                reader = Reader(
+                    f"log-reader-{number}",
+                    self._settings,
+                    on_trouble=functools.partial(self._waker.call, self._tell_trouble),
+                    on_death=functools.partial(self._waker.call, self._on_death),
+                    step=self._step,
+                )
+                reader.start()
+                self._readers.append(reader)
+        except (OSError, RuntimeError) as exc:
+            await self.stop()
+            raise ResourceExhausted("start the threads that read output", str(exc)) from exc
 
     async def stop(self) -> None:
         """Stop reading, close the pipes unread and without ends, sync, let the directory go.
