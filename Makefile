@@ -34,7 +34,7 @@ help:
 
 demo:
 	@tools/host-setup.sh demo
-	@$(PYTHON) -m tests.machine.demo $(if $(JOB),--job '$(subst ','\'',$(JOB))')
+	@$(PYTHON) -m tests.machine.demo $(if $(value JOB),--job '$(subst ','\'',$(value JOB))')
 
 machine:
 	@tools/host-setup.sh demo
@@ -53,7 +53,7 @@ check:
 test-machine: stubs
 	@tools/host-setup.sh test
 	@$(PYTHON) -m tests.machine.rig build
-	@$(TOOLS)/python -m pytest tests/machine $(if $(K),-k '$(K)')
+	@$(TOOLS)/python -m pytest tests/machine $(if $(K),-k "$(K)")
 
 bench: stubs
 	@tools/host-setup.sh test

@@ -14,7 +14,7 @@ cache=${JOBLET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/joblet}
 venv=$cache/venv
 python=/usr/bin/python3
 
-demo='python3 mmdebstrap systemd-container ca-certificates'
+demo='python3 passwd mmdebstrap systemd-container ca-certificates'
 machines='qemu-system-x86 qemu-utils busybox-static kmod e2fsprogs lz4 zstd'
 libraries='python3-grpcio python3-protobuf python3-dbus-next python3-cryptography python3-systemd
     python3-yaml python3-click python3-seccomp python3-zstandard protobuf-compiler

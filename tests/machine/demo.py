@@ -88,7 +88,10 @@ def say(machine: Nspawn, command: str, *, code: int = 0) -> bool:
     """Show a command and what it prints; True when its exit status is not the expected one."""
     print(f"{BOLD}# {command}{PLAIN}", flush=True)
     result = machine.run(command)
-    print(f"{result.text}{result.stderr.decode(errors='replace')}", flush=True)
+    for text in (result.text, result.errors):
+        if text:
+            print(text)
+    print(flush=True)
     if result.code != code:
         print(f"it exited with {result.code}, not {code}", file=sys.stderr)
     return result.code != code
