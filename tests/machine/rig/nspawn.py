@@ -328,7 +328,8 @@ class Nspawn(Machine):
     def _enter(self, argv: Sequence[str]) -> list[str]:
         """`argv` as a process in all the machine's namespaces (but in the host's cgroup)."""
         nsenter = [self._tools["nsenter"], f"--target={self.leader}"]
-        return [*nsenter, "-m", "-u", "-i", "-n", "-p", "-C", "--wd=/", "--", *argv]
+        # its root too: where nspawn itself runs in a chroot, the namespace's is another
+        return [*nsenter, "-m", "-u", "-i", "-n", "-p", "-C", "--root", "--wd=/", "--", *argv]
 
     def _unit(
         self,
