@@ -27,8 +27,8 @@ EXIT_CODES: Final[Mapping[Code, int]] = {
     Code.INVALID_ARGUMENT: 64,
     Code.UNAVAILABLE: 69,
     Code.PERMISSION_DENIED: 77,
-    Code.FAILED_PRECONDITION: 78,
 }
+EX_CONFIG: Final = 78  # joblet.service is not restarted after this one: only an edit helps
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
@@ -37,7 +37,10 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
         return _run(arguments, environ)
     except JobletError as error:
         print(f"joblet: {error.text}", file=sys.stderr)  # noqa: T201
-        return EXIT_CODES.get(error.code, 1)
+        from joblet.config import ConfigurationError
+
+        is_config = isinstance(error, ConfigurationError)
+        return EX_CONFIG if is_config else EXIT_CODES.get(error.code, 1)
     except KeyboardInterrupt:
         return 130
 
