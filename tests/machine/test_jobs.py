@@ -66,8 +66,9 @@ import yaml
 ca = yaml.safe_load(open("/etc/joblet/rnx-config.yml"))["nodes"]["default"]["ca"].encode()
 for credentials in (grpc.ssl_channel_credentials(ca), None):
     address = "localhost:50051"
-    channel = grpc.secure_channel(address, credentials) if credentials else
-    grpc.insecure_channel(address)
+    channel = grpc.insecure_channel(address)
+    if credentials:
+        channel = grpc.secure_channel(address, credentials)
     try:
         joblet_pb2_grpc.JobServiceStub(channel).ListJobs(joblet_pb2.EmptyRequest(), timeout=5)
         print("served")
