@@ -33,8 +33,7 @@ help:
 # -- using it ------------------------------------------------------------------------------------
 
 demo:
-	@tools/host-setup.sh demo
-	@$(PYTHON) -m tests.machine.demo $(if $(value JOB),--job '$(subst ','\'',$(value JOB))')
+	@tools/demo.sh $(if $(value JOB),'$(subst ','\'',$(value JOB))')
 
 machine:
 	@tools/host-setup.sh demo

@@ -3,17 +3,16 @@
 
     python3 -m tests.bench [--suite trixie] [--vm] [--parts launch,rate] [--json FILE]
 
-Everything is measured inside the machine, in one run, peers taking turns. Exit status 1 when
-something broke; a slow figure is no failure.
+Everything but the log store is measured inside the machine, in one run, peers taking turns. Exit
+status 1 when something broke; a slow figure is no failure.
 """
-
-from __future__ import annotations
 
 import argparse
 import io
 import json
 import logging
 import os
+import subprocess
 import sys
 import time
 import zipfile
@@ -37,6 +36,14 @@ VM_RUNS = 12
 PART_S = 600
 PART_VM_S = 3600
 
+LOGS = "logs"
+"""The part that measures the log store by itself, on the host's own disk and Python."""
+LOGS_ARGV = (
+    sys.executable,
+    str(Path(__file__).with_name("logs_throughput.py")),
+    *("--mib", "256", "--repeat", "1"),
+)
+
 log = logging.getLogger("bench")
 
 
@@ -53,6 +60,9 @@ def main() -> int:
         with machine_for(arguments, podman, cache) as machine:
             wait_served(machine)
             outcome = measure(machine, arguments, why)
+        if LOGS in arguments.parts:
+            print("\nthe log store alone, on this host's disk: lines of 100 bytes", flush=True)
+            outcome["broken"] |= subprocess.call(LOGS_ARGV, stderr=subprocess.DEVNULL) != 0
         log.info("%.0f s", time.monotonic() - begun)
     except RigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -72,13 +82,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--suite", choices=SUITES, default=suite, help="$SUITE, or %(default)s")
     parser.add_argument("--vm", action="store_true", help="in QEMU, with a kernel of its own")
     parser.add_argument("--runs", type=int, help=f"of each launch: {RUNS}, in a VM {VM_RUNS}")
-    parser.add_argument("--parts", help=f"some of {','.join(PARTS)}", default=",".join(PARTS))
+    every = [*PARTS, LOGS]
+    parser.add_argument("--parts", help=f"some of {','.join(every)}", default=",".join(every))
     parser.add_argument("--no-podman", action="store_true", help="without podman beside it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the figures, for programs")
     arguments = parser.parse_args()
     arguments.parts = arguments.parts.split(",")
-    if unknown := [part for part in arguments.parts if part not in PARTS]:
-        parser.error(f"no part {unknown[0]!r}: there are {', '.join(PARTS)}")
+    if unknown := [part for part in arguments.parts if part not in every]:
+        parser.error(f"no part {unknown[0]!r}: there are {', '.join(every)}")
     arguments.runs = arguments.runs or (VM_RUNS if arguments.vm else RUNS)
     if arguments.runs < 2:
         parser.error("--runs must be 2 or more")
@@ -116,7 +127,7 @@ def measure(machine: Machine, arguments: argparse.Namespace, no_podman: str) -> 
     print(describe(arguments, facts, load), flush=True)
     outcome: dict[str, Any] = {"suite": arguments.suite, "vm": arguments.vm, "machine": facts}
     outcome.update(load_before=load, tables=[], broken=False)
-    for part in arguments.parts:
+    for part in [part for part in arguments.parts if part != LOGS]:
         begun = time.monotonic()
         try:
             tables = run(machine, part, {**options, **facts}, limit)["tables"]

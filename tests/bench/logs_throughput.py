@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from joblet.server.logs import OUT, LogStore, Settings
+from joblet.server.logs import OUT, Chunk, LogStore, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,12 +88,10 @@ def into_store(directory: Path, producers: Producers, each: int, settings: Setti
             raise SystemExit("bytes are missing")
         if each % len(LINE) == 0:
             async for chunk in logs[0].follow():
-                if (
-                    chunk.data
-                    != (LINE * (len(chunk.data) // 100 + 2))[
-                        chunk.offset % 100 : chunk.offset % 100 + len(chunk.data)
-                    ]
-                ):
+                at = chunk.offset % len(LINE)
+                length = chunk.offset_end - chunk.offset
+                sent = (LINE * (length // len(LINE) + 2))[at : at + length]
+                if not isinstance(chunk, Chunk) or chunk.data != sent:
                     raise SystemExit("bytes differ")
         chunks = sum(reader.chunks for reader in store.statistics().readers)
         print(f"      chunks of {len(logs) * each // chunks:>7} bytes on average", file=sys.stderr)

@@ -5,8 +5,6 @@ A machine has no network, so the packages are fetched on the host: by its apt, f
 suite and from the machine's list of what is installed, in directories of their own.
 """
 
-from __future__ import annotations
-
 import subprocess
 import tempfile
 from pathlib import Path

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Tables for people: a line a row, and how many times the peer's figure is ours."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -17,7 +17,6 @@ tests. When a test fails, the report has the journal of its machines.
 from __future__ import annotations
 
 import functools
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.machine.project import project_layer
 from tests.machine.rig import SUITES, Cache, Machine, Nspawn, Vm
+from tests.machine.rig.roots import vm_suites
 from tests.machine.rig.rundir import sweep
 
 JOURNAL_LINES = 300
@@ -53,14 +53,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         sweep(Cache())
 
 
-def _vm_suites() -> tuple[str, ...]:
-    return tuple(os.environ.get("JOBLET_VM_SUITES", SUITES[0]).split())
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("suites")
     wanted = marker.args if marker else SUITES
-    for fixture, suites in (("suite", SUITES), ("vm_suite", _vm_suites())):
+    for fixture, suites in (("suite", SUITES), ("vm_suite", vm_suites())):
         if fixture in metafunc.fixturenames:
             chosen = [suite for suite in suites if suite in wanted] or list(wanted)
             if fixture == "suite":

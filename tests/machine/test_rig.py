@@ -234,7 +234,7 @@ OWNER = """
 import sys, time
 from tests.machine.rig import Nspawn
 machine = Nspawn(sys.argv[1])
-print(machine.name, machine.leader, machine._supervisor.pid, flush=True)
+print(machine.name, machine.leader, machine._supervision._process.pid, flush=True)
 time.sleep(1000)
 """
 

@@ -5,8 +5,6 @@
 status 1 and a sentence on stderr when a part could not be measured at all.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import gc
 import json
@@ -16,8 +14,10 @@ import sys
 from importlib import metadata
 from typing import Any
 
+from rnx.errors import RnxError
 from tests.bench.guest import podman, stamp
 from tests.bench.guest.errors import Broken
+from tests.bench.guest.measure import CGROUPS
 from tests.bench.guest.parts import PARTS, Setting
 from tests.bench.guest.peers import SERVICE, Joblet
 from tests.bench.guest.podman import Podman
@@ -27,7 +27,7 @@ def main() -> int:
     part, options = sys.argv[1], json.loads(sys.argv[2])
     try:
         answer = prepare(options) if part == "prepare" else measure(part, options)
-    except Broken as error:
+    except (Broken, RnxError) as error:
         print(error, file=sys.stderr)
         return 1
     print(json.dumps(answer))
@@ -68,5 +68,4 @@ def measure(part: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _controllers() -> str:
-    with open("/sys/fs/cgroup/cgroup.controllers") as file:
-        return file.read().strip() or "none"
+    return (CGROUPS / "cgroup.controllers").read_text().strip() or "none"

@@ -5,8 +5,8 @@ A table is {"title", "rows", "note"}; a row is {"name", "unit", "ours", "n", "me
 "p90"}, or {"name", "error"} where there is no figure.
 """
 
-from __future__ import annotations
-
+import contextlib
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,16 @@ T = TypeVar("T")
 Row = dict[str, Any]
 Table = dict[str, Any]
 
-CPU_STAT: Final = Path("/sys/fs/cgroup/cpu.stat")
+CGROUPS: Final = Path("/sys/fs/cgroup")
+PLACES: Final = {
+    "all": "",
+    "server": "system.slice/joblet.service",
+    "init mode, PID 1 before its scope": "system.slice/joblet-init.service",
+    "PID 1 in its scope, the command": "joblet.slice",
+    "systemd": "init.scope",
+    "dbus": "system.slice/dbus.service",
+    "journald": "system.slice/systemd-journald.service",
+}
 SETTLE_S: Final = 0.3
 """After many jobs: what their ends still cost belongs to them, not to the next."""
 
@@ -69,26 +78,48 @@ def in_turn(
     return results, errors
 
 
-def together(work: Callable[[], object], count: int, threads: int) -> tuple[float, float]:
-    """(per second, ms of CPU each) of `count` calls, `threads` of them at a time.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Together:
+    """Many calls, some at a time. cpu_ms: place -> CPU of each call there, "all" for the machine.
 
-    The CPU time is that of all processes of the machine, until what the calls left is done: unlike
-    the rate it is hardly disturbed by what else a host does. Raises what a call raises.
+    Unlike the rate, the CPU is hardly disturbed by what else a host does.
     """
-    cpu = _cpu_us()
+
+    per_second: float
+    cpu_ms: dict[str, float]
+
+
+def together(work: Callable[[], object], count: int, threads: int) -> Together:
+    """`count` calls, `threads` of them at a time, and the CPU until what they left is done.
+
+    Raises what a call raises, when all have ended.
+    """
+    before = _cpu_us()
     begin = time.monotonic()
     with ThreadPoolExecutor(threads) as pool:
         for future in [pool.submit(work) for _ in range(count)]:
             future.result()
     took = time.monotonic() - begin
     time.sleep(SETTLE_S)
-    return count / took, (_cpu_us() - cpu) / 1000 / count
+    after = _cpu_us()
+    spent = {place: (after[place] - before.get(place, 0)) / 1000 / count for place in after}
+    return Together(count / took, spent)
 
 
-def _cpu_us() -> int:
-    """CPU time of the machine so far, µs (cgroup-v2: cpu.stat of the root as we see it)."""
-    for line in CPU_STAT.read_text().splitlines():
-        name, value = line.split()
-        if name == "usage_usec":
-            return int(value)
-    raise Broken(f"{CPU_STAT} has no usage_usec")
+def _cpu_us() -> dict[str, int]:
+    """CPU time so far of each place that is there, µs (cgroup-v2: cpu.stat, of each cgroup)."""
+    found = {}
+    for place, path in {**PLACES, "client": _own_cgroup()}.items():
+        with contextlib.suppress(FileNotFoundError):
+            for line in (CGROUPS / path / "cpu.stat").read_text().splitlines():
+                name, value = line.split()
+                if name == "usage_usec":
+                    found[place] = int(value)
+    if "all" not in found:
+        raise Broken(f"{CGROUPS}/cpu.stat has no usage_usec")
+    return found
+
+
+def _own_cgroup() -> str:
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    return next((line[3:].lstrip("/") for line in lines if line.startswith("0::")), "nowhere")

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The parts of the bench: each gives its tables, in the order in which they are read."""
 
-from __future__ import annotations
-
 import dataclasses
+import functools
 import subprocess
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Final
 
 from tests.bench.guest import stamp
 from tests.bench.guest.errors import Broken
-from tests.bench.guest.measure import Row, Table, broken, in_turn, row, together
+from tests.bench.guest.measure import Row, Table, Together, broken, in_turn, row, together
 from tests.bench.guest.peers import RNX, SCOPE, SERVICE, Joblet, Peer, Process
 from tests.bench.guest.podman import Podman
 
@@ -52,26 +51,32 @@ class Setting:
 def launch(setting: Setting) -> list[Table]:
     """From the request to the command's first instruction."""
     peers = setting.peers(SCOPE, SERVICE)
+    answers: list[float] = []
 
     def first(peer: Peer) -> Callable[[], float]:
         def once() -> float:
             run = peer.run(stamp.PATH.name)
+            if run.answered_ns:
+                answers.append((run.answered_ns - run.begin_ns) / 1e6)
             return (stamp.read(run.output) - run.begin_ns) / 1e6
 
         return once
 
     tables = []
     for title, gap_s in (("back to back", 0.0), (f"{GAP_S * 1000:.0f} ms between", GAP_S)):
+        answers.clear()
         ways = {peer.name: first(peer) for peer in peers}
         results, errors = in_turn(ways, setting.runs, gap_s=gap_s)
         table = _table(f"request to the command's first instruction, {title}", results, errors)
-        tables.append({**table, "rows": setting.rows(table["rows"])})
+        rows = setting.rows(table["rows"])
+        if len(answers) > 1:
+            rows.append(row("joblet: until RunJob has answered", answers[1:], ours=True))
+        tables.append({**table, "rows": rows})
     return tables
 
 
 def whole(setting: Setting) -> list[Table]:
     """From the request to the known end of `true`."""
-    peers = setting.peers(SCOPE, SERVICE)
 
     def all_of(peer: Peer) -> Callable[[], float]:
         def once() -> float:
@@ -80,41 +85,48 @@ def whole(setting: Setting) -> list[Table]:
 
         return once
 
+    peers = setting.peers(SCOPE, SERVICE)
     results, errors = in_turn({peer.name: all_of(peer) for peer in peers}, setting.runs)
-    more, worse = in_turn({RNX.name: all_of(RNX)}, setting.scaled(LISTINGS))
-    table = _table("a whole `true`: request to its known end", {**results, **more}, errors | worse)
-    return [{**table, "rows": setting.rows(table["rows"])}]
+    table = _table("a whole `true`: request to its known end", results, errors)
+    rnx = _table("", *in_turn({RNX.name: all_of(RNX)}, setting.scaled(LISTINGS)))
+    return [{**table, "rows": [*setting.rows(table["rows"]), *rnx["rows"]]}]
 
 
 def rate(setting: Setting) -> list[Table]:
-    """Whole jobs of `true`, many at a time."""
-    rates: dict[str, list[float]] = {}
-    costs: dict[str, list[float]] = {}
+    """Whole jobs of `true`, many at a time, and where their CPU goes."""
+    done: dict[str, list[Together]] = {}
     errors: dict[str, str] = {}
     peers = setting.peers(SCOPE, SERVICE)
     for number in range(BLOCKS + 1):
         for peer in peers:
             if peer.name in errors:
                 continue
-            small = setting.podman is not None and peer.name == setting.podman.peer.name
-            count = setting.scaled(CONTAINERS_PER_BLOCK if small else JOBS_PER_BLOCK)
+            container = setting.podman is not None and peer.name == setting.podman.peer.name
+            count = setting.scaled(CONTAINERS_PER_BLOCK if container else JOBS_PER_BLOCK)
             try:
-                # the first block only warms up
-                done, cost = together(
-                    lambda peer=peer: peer.run("true"),  # type: ignore[misc]
-                    count if number else min(count, AT_A_TIME),
-                    AT_A_TIME,
-                )
+                block = together(functools.partial(peer.run, "true"), count, AT_A_TIME)
             except Broken as error:
                 errors[peer.name] = str(error)
+                done.pop(peer.name, None)
                 continue
-            if number:
-                rates.setdefault(peer.name, []).append(done)
-                costs.setdefault(peer.name, []).append(cost)
+            if number:  # the first only warms up
+                done.setdefault(peer.name, []).append(block)
     title = f"whole jobs of `true`, {AT_A_TIME} at a time"
+    rates = {name: [block.per_second for block in blocks] for name, blocks in done.items()}
+    costs = {name: [block.cpu_ms["all"] for block in blocks] for name, blocks in done.items()}
     per_second = _table(title, rates, errors, unit="1/s")
-    per_job = _table(f"{title}: CPU of the whole machine, clients included", costs, {})
-    return [{**per_second, "rows": setting.rows(per_second["rows"])}, per_job]
+    tables = [
+        {**per_second, "rows": setting.rows(per_second["rows"])},
+        _table(f"{title}: CPU of each, all processes of the machine", costs, {}),
+    ]
+    if ours := done.get(Joblet.name):
+        rows = [
+            row(place, [block.cpu_ms.get(place, 0.0) for block in ours], ours=True)
+            for place in ours[0].cpu_ms
+            if place != "all"
+        ]
+        tables.append({"title": f"{title}: where Joblet's is spent", "rows": rows})
+    return tables
 
 
 def memory(setting: Setting) -> list[Table]:

@@ -5,8 +5,6 @@ Each runs one command to its end and tells when that began and ended. A client t
 a part of what it costs to use it, so its start counts; Joblet's is a connection that stays open.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import subprocess
 import time
@@ -25,11 +23,13 @@ COMPLETED = "COMPLETED"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Run:
-    """Times as of time.monotonic_ns()."""
+    """Times as of time.monotonic_ns(). answered: when RunJob was, 0 for a client without an answer
+    before the end."""
 
     begin_ns: int
     end_ns: int
     output: bytes
+    answered_ns: int = 0
 
 
 class Peer(Protocol):
@@ -41,9 +41,12 @@ class Peer(Protocol):
 
 
 class Joblet:
-    """A node's client, with the connection made: many threads may use it."""
+    """A node's client, with the connection made: many threads may use it.
 
-    name = "joblet: RunJob, its log, its status"
+    A run is what `rnx run --follow` does: RunJob, the log to its end, the status.
+    """
+
+    name = "joblet"
 
     def __init__(self) -> None:
         try:
@@ -64,6 +67,7 @@ class Joblet:
         output = bytearray()
         try:
             job = self.start(command)
+            answered = time.monotonic_ns()
             for chunk in self.client.job_logs(job):
                 output += chunk.payload
             status = self.client.job_status(job)
@@ -72,7 +76,7 @@ class Joblet:
         end = time.monotonic_ns()
         if status.status != COMPLETED:
             raise Broken(f"job {job} is {status.status}: {status.reason_text}")
-        return Run(begin, end, bytes(output))
+        return Run(begin, end, bytes(output), answered)
 
 
 class Process:
@@ -104,4 +108,4 @@ SERVICE = Process(
     "systemd-run --wait --pipe",
     *("systemd-run", "--quiet", "--collect", "--wait", "--pipe", "--"),
 )
-RNX = Process("joblet: rnx run --follow, whole process", "rnx", "run", "--follow")
+RNX = Process("joblet: rnx run --follow, a process", "rnx", "run", "--follow")

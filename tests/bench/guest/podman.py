@@ -6,8 +6,6 @@ default; what was left out stands in the row. The image holds the two commands a
 a tmpfs; the network is the host's, as a job's.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 import subprocess

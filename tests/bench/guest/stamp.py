@@ -6,8 +6,6 @@ request and its clock is the launch and nothing else, the same few microseconds 
 Where it cannot be (another processor), `date` does it, which costs everybody its own start.
 """
 
-from __future__ import annotations
-
 import platform
 import struct
 import time

@@ -34,11 +34,6 @@ KEEP_DAYS = 30
 """Roots, kernels, images and snapshots that nobody has used for so long are removed."""
 
 
-def vm_suites() -> tuple[str, ...]:
-    """The suites whose VMs are tested; $JOBLET_VM_SUITES, or the first."""
-    return tuple(os.environ.get("JOBLET_VM_SUITES", roots.SUITES[0]).split())
-
-
 def build(cache: Cache, suites: Sequence[str], *, vms: Sequence[str], layers: bool) -> None:
     """Makes what is missing, each thing as soon as what it needs is there."""
     begun = time.monotonic()
@@ -112,7 +107,7 @@ def main() -> int:
         sweep(cache)
         if arguments.command == "build":
             suites = [roots.check_suite(suite) for suite in arguments.suites or roots.SUITES]
-            vms = [suite for suite in vm_suites() if suite in suites and not arguments.no_vm]
+            vms = [suite for suite in roots.vm_suites() if suite in suites and not arguments.no_vm]
             build(cache, suites, vms=vms, layers=not arguments.no_project)
         elif arguments.command == "shell":
             return shell(cache, arguments.suite, arguments.argv, bare=arguments.bare)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .machine import Result
 
 PING_S = 0.5
-WRITE_S = 60.0
 
 
 class Agent:

@@ -18,7 +18,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -131,9 +130,3 @@ class Cache:
             for entry in (self.root / kind).iterdir():
                 if entry.stat().st_mtime < oldest:
                     remove_tree(entry)
-
-
-def copy_sparse(source: Path, target: Path) -> None:
-    """A copy that shares blocks where the filesystem can and keeps holes."""
-    cp = shutil.which("cp") or "/bin/cp"
-    subprocess.run([cp, "--reflink=auto", "--sparse=always", str(source), str(target)], check=True)

@@ -22,7 +22,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from .errors import CommandFailed, RigError, tail
@@ -288,15 +288,6 @@ class Machine(abc.ABC):
             raise RigError(error.what, error.why, self.trouble(60)) from None
         assert found is not None
         return found
-
-    @contextlib.contextmanager
-    def trouble_on_error(self) -> Iterator[None]:
-        """Adds trouble() as a note to whatever leaves the block."""
-        try:
-            yield
-        except Exception as error:
-            error.add_note(self.trouble())
-            raise
 
     def __enter__(self) -> Self:
         return self

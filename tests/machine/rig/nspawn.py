@@ -11,14 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
-import select
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -38,14 +34,13 @@ from .machine import (
 )
 from .process import HostProcess
 from .rundir import RunDir
+from .supervision import REBOOTED, Supervision
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Mapping, Sequence
 
 T = TypeVar("T")
-
-SUPERVISOR = Path(__file__).with_name("supervisor.py")
-PYTHON = "/usr/bin/python3" if os.access("/usr/bin/python3", os.X_OK) else sys.executable
 
 # A shell that stays gives the command's true code: `systemd-run --wait` alone returns 0 for one
 # ended by SIGTERM and 203 for one not found. The command runs in a subshell that becomes it, so
@@ -53,10 +48,10 @@ PYTHON = "/usr/bin/python3" if os.access("/usr/bin/python3", os.X_OK) else sys.e
 TRUE_CODE = 'exec 3>&2 2>/dev/null; (exec "$@" 2>&3 3>&-); exit $?'
 KILL_COMMAND = 'pkill --signal "$0" --parent "$(systemctl show -P MainPID "$1")"'
 
-CLIENT_GRACE_S = 5.0
-REBOOTED = "code 133"
-"""How systemd-nspawn --keep-unit says that the machine wants to start again."""
+PLAIN_PTY = {"SYSTEMD_TINT_BACKGROUND": "0", "SYSTEMD_ADJUST_TERMINAL_TITLE": "0"}
+"""Newer clients colour the terminal and name its window."""
 
+CLIENT_GRACE_S = 5.0
 MOUNT_S = 30.0
 
 
@@ -81,27 +76,15 @@ class Nspawn(Machine):
     ) -> None:
         self.suite = roots.check_suite(suite)
         self.cache = cache or Cache()
+        self._tools = {name: _tool(name) for name in ("nsenter", "systemd-nspawn")}
         lowers = [roots.root(self.cache, suite), *layers]
-        self._dir = RunDir(self.cache, suite)
-        self.name = self._dir.name
-        self._control, theirs = socket.socketpair()
-        self._lock = threading.RLock()
-        self._pending = b""
-        self._events_end = False
-        self._mounted = self._unmounted = self._ready = self._down = self._closed = False
-        self._leader: int | None = None
-        self._exits: list[str] = []
-        self._error = ""
         self._units = itertools.count(1)
         self._spawned: list[HostProcess] = []
-        self._tools = {name: _tool(name) for name in ("nsenter", "systemd-nspawn")}
+        self._closed = False
         arguments = ["--private-network"]
         arguments += [f"--bind={_colon(k)}:{_colon(v)}" for k, v in (binds or {}).items()]
         arguments += [f"--bind-ro={_colon(k)}:{_colon(v)}" for k, v in (binds_ro or {}).items()]
-        scope = _host_has_systemd()
         plan = {
-            "name": self.name,
-            "dir": str(self._dir.path),
             "lowers": [str(lower) for lower in lowers],
             "tmpfs": self.cache.on_overlay,
             "files": {
@@ -109,112 +92,35 @@ class Nspawn(Machine):
                 "/etc/hosts": f"127.0.0.1 localhost {suite}\n::1 localhost\n",
                 "/etc/machine-id": "",
             },
-            "scope": scope,
             "arguments": arguments,
             "init": list(init),
         }
-        client = [PYTHON, "-I", "-S", str(SUPERVISOR), str(self._dir.lock)]
-        if scope:
-            unit = ["systemd-run", "--scope", "--quiet", "--collect", f"--unit={self.name}"]
-            client = [*unit, "--property=Delegate=yes", "--", *client]
-        with (self._dir.path / "supervisor.log").open("wb") as output, theirs:
-            self._supervisor = subprocess.Popen(
-                client,
-                stdin=theirs.fileno(),
-                stdout=output,
-                stderr=output,
-                pass_fds=[self._dir.lock],
-                start_new_session=True,
-            )
+        self._dir = RunDir(self.cache, suite)
+        self.name = self._dir.name
+        self._supervision = Supervision(self._dir, plan)
         try:
-            self._control.sendall(json.dumps(plan).encode() + b"\n")
-            self._await(lambda: self._mounted, MOUNT_S, "mount its disk")
+            self._supervision.wait_said("mounted", MOUNT_S, "mount its disk")
             if boot:
                 self.again()
         except BaseException:
             self.close()
             raise
 
-    # --- the supervisor's events
-
-    def _drain(self, timeout: float = 0.0) -> None:
-        """Takes in what the supervisor has said, waiting up to `timeout` for the first word."""
-        with self._lock:
-            if self._events_end:
-                return
-            while select.select([self._control], [], [], timeout)[0]:
-                timeout = 0.0
-                try:
-                    data = self._control.recv(1 << 16)
-                except ConnectionError:
-                    data = b""
-                if not data:
-                    self._events_end = True
-                    self._leader, self._ready = None, False
-                    return
-                self._pending += data
-                *lines, self._pending = self._pending.split(b"\n")
-                for line in lines:
-                    self._take(json.loads(line))
-
-    def _take(self, event: dict[str, object]) -> None:
-        name = event["event"]
-        if name == "mounted":
-            self._mounted = True
-        elif name == "unmounted":
-            self._unmounted = True
-        elif name == "down":
-            self._down = True
-        elif name == "leader":
-            self._leader = int(str(event["pid"]))
-        elif name == "ready":
-            self._ready = True
-        elif name == "exit":
-            self._leader, self._ready = None, False
-            number = event["signal"]
-            self._exits.append(f"signal {number}" if number else f"code {event['code']}")
-        elif name == "error":
-            self._error = str(event["text"])
-
-    def _await(self, condition: Callable[[], bool], timeout: float, what: str) -> None:
-        """Waits for an event; RigError when it cannot come or does not come in time."""
-        end = time.monotonic() + timeout
-        while True:
-            self._drain()
-            if condition():
-                return
-            if self._error or self._events_end:
-                why = self._error or "its supervisor has gone"
-                raise RigError(f"let {self.name} {what}", why, self._said())
-            if time.monotonic() > end:
-                raise RigError(f"let {self.name} {what}", f"not in {timeout:g} s", self._said())
-            self._drain(min(1.0, max(0.0, end - time.monotonic())))
-
-    def _said(self) -> str:
-        texts = []
-        for name in ("supervisor.log", "console.log"):
-            with contextlib.suppress(OSError):
-                texts.append((self._dir.path / name).read_text(errors="replace").strip())
-        return "\n".join(text for text in texts if text)
-
-    def _tell(self, command: str) -> None:
-        with contextlib.suppress(OSError):  # gone: what is awaited next says so
-            self._control.sendall(json.dumps({"command": command}).encode() + b"\n")
-
     # --- life
 
     @property
     def up(self) -> bool:
-        self._drain()
-        return self._leader is not None and self._ready
+        self._supervision.look()
+        return self._supervision.leader is not None and self._supervision.ready
 
     @property
     def leader(self) -> int:
         """The host's pid of the machine's PID 1."""
-        self._drain()
-        if self._leader is None:
-            raise RigError(f"reach {self.name}", "it is not up", self._said())
-        return self._leader
+        self._supervision.look()
+        leader = self._supervision.leader
+        if leader is None:
+            raise RigError(f"reach {self.name}", "it is not up", self._supervision.output())
+        return leader
 
     @property
     def root(self) -> Path:
@@ -229,80 +135,63 @@ class Nspawn(Machine):
         except FileNotFoundError:
             return ""
 
-    @property
-    def journal_files(self) -> Path:
-        """The directory of the machine's persistent journal, also while it is off."""
-        return Path(f"/proc/{self._supervisor.pid}/root{self._dir.path}/root/var/log/journal")
-
     def again(self, timeout: float = BOOT_S) -> None:
         if self.up:
             raise RigError(f"start {self.name}", "it is up already")
-        exits = len(self._exits)
-        self._tell("boot")
+        exits = len(self._supervision.exits)
+        self._supervision.tell("boot")
         self._boots(exits, timeout)
 
     def _boots(self, exits: int, timeout: float) -> None:
+        """Waits for a boot that began after so many exits of systemd-nspawn."""
+        state = self._supervision
         with contextlib.suppress(RigError):
-            self._await(lambda: self._ready or len(self._exits) > exits, timeout, "boot")
-        if self._ready:
+            state.wait(lambda: state.ready or len(state.exits) > exits, timeout, "boot")
+        if state.ready:
             return
-        if len(self._exits) > exits:
-            why = f"systemd-nspawn ended with {self._exits[-1]}"
+        if len(state.exits) > exits:
+            why = f"systemd-nspawn ended with {state.exits[exits]}"
         else:
-            why = self._error or f"not ready after {timeout:g} s"
-        raise BootFailed(f"boot {self.name}", why, self._said() + "\n" + self.journal("-n", "80"))
+            why = state.error or f"not ready after {timeout:g} s"
+        raise BootFailed(f"boot {self.name}", why, f"{state.output()}\n{self.trouble(80)}")
 
-    def crash(self) -> None:
-        exits = len(self._exits)
-        if self._leader is None and not self.up:
-            return
-        self._tell("crash")
-        self._await(lambda: len(self._exits) > exits, STOP_S, "crash")
-
-    def reboot(self, timeout: float = STOP_S + BOOT_S) -> None:
-        exits = len(self._exits)
-        self.helper(["systemctl", "--no-block", "reboot"])
+    def _goes_down(self, exits: int, timeout: float, what: str) -> None:
+        """Waits for the next exit of systemd-nspawn after the first `exits`."""
+        state = self._supervision
         try:
-            self._await(lambda: len(self._exits) > exits, min(timeout, STOP_S), "reboot")
+            state.wait(lambda: len(state.exits) > exits, timeout, what)
         except RigError as error:
             raise RigError(error.what, error.why, self.trouble()) from None
-        if self._exits[exits] != REBOOTED:
-            raise RigError(f"reboot {self.name}", f"it ended with {self._exits[exits]}")
+
+    def crash(self) -> None:
+        exits = len(self._supervision.exits)
+        if self._supervision.leader is not None:
+            self._supervision.tell("crash")
+            self._goes_down(exits, STOP_S, "crash")
+
+    def reboot(self, timeout: float = STOP_S + BOOT_S) -> None:
+        exits = len(self._supervision.exits)
+        self.helper(["systemctl", "--no-block", "reboot"])
+        self._goes_down(exits, min(timeout, STOP_S), "reboot")
+        how = self._supervision.exits[exits]
+        if how != REBOOTED:
+            raise RigError(f"reboot {self.name}", f"it ended with {how}", self.trouble())
         self._boots(exits + 1, timeout)
 
     def poweroff(self, timeout: float = STOP_S) -> None:
-        exits = len(self._exits)
-        if not self.up:
-            return
-        self._tell("poweroff")
-        try:
-            self._await(lambda: len(self._exits) > exits, timeout, "power off")
-        except RigError as error:
-            raise RigError(error.what, error.why, self.trouble()) from None
+        exits = len(self._supervision.exits)
+        if self.up:
+            self._supervision.tell("poweroff")
+            self._goes_down(exits, timeout, "power off")
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        self._tell("quit")
-        with contextlib.suppress(RigError):  # whatever is wrong with it: _bury() ends it
-            self._await(lambda: self._down, STOP_S, "end")
-        self._control.close()
-        self._events_end = True
-        self._leader, self._ready = None, False
+        self._supervision.close()
         for process in self._spawned:
             process.end()
         self._spawned.clear()
-        # Every process of the machine is gone; removing its disk is nothing to wait for.
-        threading.Thread(target=self._bury, name=f"bury-{self.name}").start()
-
-    def _bury(self) -> None:
-        try:
-            self._supervisor.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self._supervisor.kill()
-            self._supervisor.wait()
-        self._dir.close()
 
     def take_disk(self, target: Path, *, without: Sequence[str] = ()) -> None:
         """Moves what has changed on the disk to `target`, leaving out what the patterns match; the
@@ -311,9 +200,9 @@ class Nspawn(Machine):
         """
         if self.up:
             raise RigError(f"take the disk of {self.name}", "it is up")
-        self._tell("unmount")
-        self._await(lambda: self._unmounted, MOUNT_S, "unmount its disk")
-        upper = Path(f"/proc/{self._supervisor.pid}/root{self._dir.path}/store/upper")
+        self._supervision.tell("unmount")
+        self._supervision.wait_said("unmounted", MOUNT_S, "unmount its disk")
+        upper = self._supervision.directory / "store/upper"
         for pattern in without:
             for path in upper.glob(pattern):
                 remove_tree(path)
@@ -370,7 +259,7 @@ class Nspawn(Machine):
         argv = argv_of(command)
         unit, client = self._unit(argv, user=user, env=env, cwd=cwd)
         data = stdin.encode() if isinstance(stdin, str) else stdin
-        boots, begun = len(self._exits), time.monotonic()
+        boots, begun = len(self._supervision.exits), time.monotonic()
         with subprocess.Popen(
             client,
             env=ENVIRONMENT,
@@ -394,8 +283,8 @@ class Nspawn(Machine):
                 process.kill()
                 raise
         result = Result(tuple(argv), process.returncode, out, err, time.monotonic() - begun)
-        if not self.up or len(self._exits) > boots:
-            detail = f"stdout: {tail(out)}\nstderr: {tail(err)}\n{self._said()}"
+        if not self.up or len(self._supervision.exits) > boots:
+            detail = f"stdout: {tail(out)}\nstderr: {tail(err)}\n{self._supervision.output()}"
             raise RigError(f"run {' '.join(argv)}", f"{self.name} went down meanwhile", detail)
         return result.check() if check else result
 
@@ -444,9 +333,10 @@ class Nspawn(Machine):
         return Result(tuple(argv), done.returncode, done.stdout, done.stderr, seconds)
 
     def journal(self, *args: str) -> str:
-        if self._leader is not None:
+        if self._supervision.leader is not None:
             return super().journal(*args)
-        argv = ["journalctl", "--no-pager", "--quiet", "-D", str(self.journal_files)]
+        files = self._supervision.directory / "root/var/log/journal"
+        argv = ["journalctl", "--no-pager", "--quiet", "-D", str(files)]
         done = subprocess.run([*argv, *(args or ("-b",))], stdout=subprocess.PIPE, check=False)
         return done.stdout.decode(errors="replace").rstrip("\n")
 
@@ -455,7 +345,7 @@ class Nspawn(Machine):
         env = {"TERM": os.environ.get("TERM", "dumb")}
         pty = sys.stdin.isatty() and sys.stdout.isatty()
         _, client = self._unit(argv, user=None, env=env, cwd="/root", pty=pty)
-        return subprocess.call(client, env={**ENVIRONMENT, **env})
+        return subprocess.call(client, env={**ENVIRONMENT, **PLAIN_PTY, **env})
 
     # --- network
 
@@ -485,12 +375,3 @@ def _tool(name: str) -> str:
 
 def _colon(path: Path | str) -> str:
     return str(path).replace("\\", "\\\\").replace(":", "\\:")
-
-
-def _host_has_systemd() -> bool:
-    """Whether systemd runs this host's cgroup tree: then a delegated scope of it is our part."""
-    try:
-        init = Path("/proc/1/comm").read_text().strip()
-    except OSError:
-        return False
-    return init == "systemd" and Path("/run/systemd/private").exists()

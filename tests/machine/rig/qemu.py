@@ -49,7 +49,6 @@ class Vm(Machine):
     ) -> None:
         self.suite = roots.check_suite(suite)
         self.cache = cache or Cache()
-        self._layers = list(layers)
         self._payload = list(payload)
         self._emulator: Emulator | None = None
         frozen = snapshot.snapshot(self.cache, suite, layers)

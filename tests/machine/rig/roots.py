@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SUITES = ("bookworm", "trixie")
+
 
 # a machine that boots and can be looked at
 SYSTEM = (
@@ -69,6 +71,11 @@ def check_suite(suite: str) -> str:
     if suite not in SUITES:
         raise RigError(f"make a machine of {suite!r}", f"the suites are {', '.join(SUITES)}")
     return suite
+
+
+def vm_suites() -> tuple[str, ...]:
+    """The suites whose VMs are tested: $JOBLET_VM_SUITES, or the first."""
+    return tuple(check_suite(s) for s in os.environ.get("JOBLET_VM_SUITES", SUITES[0]).split())
 
 
 def key(suite: str) -> str:

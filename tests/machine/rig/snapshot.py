@@ -45,6 +45,8 @@ def key(suite: str, layers: Sequence[Path]) -> str:
 def snapshot(cache: Cache, suite: str, layers: Sequence[Path] = ()) -> Path:
     """The directory with the frozen machine, made on first use."""
     roots.check_suite(suite)
+    if os.uname().machine != "x86_64":
+        raise RigError("make a VM", f"this is {os.uname().machine}, and VMs are made on x86_64")
     disk = image.image(cache, suite, layers)
 
     def build(aside: Path) -> None:

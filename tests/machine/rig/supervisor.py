@@ -258,6 +258,8 @@ class Machine:
             **ENVIRONMENT,
             "NOTIFY_SOCKET": f"@{self.name}-notify",
             "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
+            # nobody else can reach the directory, and a killed nspawn would leave the lock's file
+            "SYSTEMD_NSPAWN_LOCK": "0",
         }
         self.leader = None
         pid = os.fork()
@@ -292,8 +294,11 @@ class Machine:
         self.child = self.leader = None
         self.cgroup.clear()
         for place in ("propagate", "unix-export"):
+            # a killed systemd-nspawn leaves them, the second one mounted, and would not start again
+            path = f"/run/systemd/nspawn/{place}/{self.name}"
+            libc.umount2(path.encode(), MNT_DETACH)
             with contextlib.suppress(OSError):
-                os.rmdir(f"/run/systemd/nspawn/{place}/{self.name}")
+                os.rmdir(path)
         code = os.waitstatus_to_exitcode(status)
         self.send("exit", code=max(code, 0), signal=max(-code, 0))
         if code == REBOOT and not self.dying:
