@@ -127,6 +127,8 @@ def _run(session: Session, words: list[str]) -> int:
         env.note(f"Error: {error.text}")
         if isinstance(error, UsageError):
             session.following |= error.following
+            if error.command:
+                env.note(f"Try `{error.command} --help`.")
         return exits.own_fault(following=session.following)
 
 

@@ -218,8 +218,8 @@ class Client:
     def _renew(self) -> None:
         """Another channel, whose first call waits for its connection.
 
-        One that lost its connection makes the next only while a call waits on it: between calls that
-        fail at once its handshakes time out, again and again.
+        One that lost its connection makes the next only while a call waits on it: between calls
+        that fail at once its handshakes time out, again and again.
         """
         self._channel.close()
         self._channel = self._open()

@@ -80,6 +80,8 @@ def find(explicit: str | None, environ: Mapping[str, str], cwd: Path, home: Path
     A variable that names no file is passed over, as published clients do. Raises ConfigError.
     """
     if explicit is not None:
+        if not explicit:
+            raise ConfigError("cannot use --config: it names no file")
         return Path(explicit)
     tried = list(candidates(environ, cwd, home))
     for path in tried:
@@ -99,8 +101,8 @@ def load(path: Path) -> Config:
         raise ConfigError(f"client configuration file not found: {path}") from None
     except PermissionError:
         raise ConfigError(
-            f"cannot read {path}: permission denied; it is for root and the group rnx: "
-            "join the group, or name a file of your own with --config"
+            f"cannot read {path}: permission denied; what `joblet cert` writes is for root and the "
+            "group rnx: join the group, or name a file of your own with --config"
         ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"cannot read {path}: it is not UTF-8 text") from None

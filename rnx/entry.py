@@ -9,6 +9,7 @@ import contextlib
 import gc
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 # Modules make objects that stay; what a long follow leaves in cycles is still collected.
@@ -18,6 +19,7 @@ OBJECTS_BETWEEN_COLLECTIONS = 100_000
 def main() -> NoReturn:
     """Ends the process with rnx's exit code."""
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
+    _open_streams()
     from rnx.cli import main as run
 
     code = run()
@@ -27,3 +29,14 @@ def main() -> NoReturn:
             if stream is not None:
                 stream.flush()
     os._exit(code)
+
+
+def _open_streams() -> None:
+    """Puts /dev/null in place of standard streams that are closed: the next file or connection
+    would get their descriptors, and click prints help without asking whether there is a stdout.
+
+    In the order of the descriptors, because a new one gets the lowest that is free.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115

@@ -8,7 +8,7 @@
     └── ServerError     the server answered with an error, in its own words
 
 A subclass stands where a caller decides by it: Unreachable is tried again while a job is followed,
-UsageError is shown with the command's usage. Exit codes are rnx.exits' business.
+UsageError names the help to read. Exit codes are rnx.exits' business.
 """
 
 
@@ -21,11 +21,13 @@ class RnxError(Exception):
 
 
 class UsageError(RnxError):
-    """`following`: the command line asked to follow or to wait, which decides the exit code."""
+    """`following`: the command line asked to follow or to wait, which decides the exit code.
+    `command`: the words whose --help tells how it is done, filled in by who knows them."""
 
     def __init__(self, text: str, *, following: bool = False) -> None:
         super().__init__(text)
         self.following = following
+        self.command = ""
 
 
 class ConfigError(RnxError):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from rnx.errors import UsageError
+from rnx.output import is_text, shown
 
 if TYPE_CHECKING:
     from rnx.session import Session
@@ -57,7 +58,16 @@ def global_options(command: Decorated) -> Decorated:
 
 def job_argument(command: Decorated) -> Decorated:
     """The job's id; the server resolves a prefix that only one job has."""
-    return click.argument("uuid", metavar="JOB")(command)
+    return click.argument("uuid", metavar="JOB", callback=_id)(command)
+
+
+def _id(context: click.Context, parameter: click.Parameter, text: str) -> str:
+    """Refuses what cannot be sent, and the empty word that an unset variable leaves."""
+    if not text.strip():
+        raise click.BadParameter("it is empty, where a job's id should be.")
+    if not is_text(text):
+        raise click.BadParameter(f"{shown(text)} is not UTF-8 text.")
+    return text
 
 
 def _global(*names: str, **kwargs: Any) -> Callable[[Decorated], Decorated]:

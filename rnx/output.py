@@ -113,6 +113,20 @@ def one_line(text: str) -> str:
     return harmless(text).replace("\n", "\\n").replace("\t", " ")
 
 
+def shown(word: str) -> str:
+    """A word of the command line that is not text, with its odd bytes as \\xNN."""
+    return ascii(word).replace("\\udc", "\\x")
+
+
+def is_text(word: str) -> bool:
+    """Whether all of a word of the command line was UTF-8."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _binary(stream: Any) -> BinaryIO:
     """The bytes below a text stream; a stream that is closed swallows what it gets."""
     if stream is None:

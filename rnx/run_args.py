@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from rnx import quantities
 from rnx.errors import UsageError
+from rnx.output import is_text, shown
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 ENV_VALUE_MAX = 32768  # bytes, as published clients
@@ -138,8 +139,10 @@ def parse(words: Sequence[str]) -> RunArgs:
     if not scan.rest:
         mistakes.append("cannot run: no command given; write it behind the flags")
     sent = [*scan.rest, run.name, run.work_dir, run.network, *run.env.values()]
-    mistakes += [f"cannot run: {word!a} is not UTF-8 text" for word in sent if not _is_text(word)]
-    if not all(map(_is_text, run.secret_env.values())):
+    mistakes += [
+        f"cannot run: {shown(word)} is not UTF-8 text" for word in sent if not is_text(word)
+    ]
+    if not all(map(is_text, run.secret_env.values())):
         mistakes.append("cannot run: the value of a --secret-env is not UTF-8 text")
     if mistakes:
         raise UsageError(mistakes[0], following=run.following)
@@ -217,11 +220,3 @@ def _variable(flag: Flag, text: str) -> tuple[str, str]:
             f"cannot use {flag.name} {name}: its value is longer than {ENV_VALUE_MAX} bytes"
         )
     return name, value
-
-
-def _is_text(word: str) -> bool:
-    try:
-        word.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -120,9 +120,12 @@ class Directories:
             except ConnectionRefusedError:
                 connection.close()
                 return link.GONE, None
-            except OSError:
+            except FileNotFoundError:
                 connection.close()
                 return link.NEVER, None
+            except OSError as error:  # not known is not never: what lives must not be cleaned up
+                connection.close()
+                raise Internal(f"connect to job {job}", str(error)) from None
             return link.CONNECTED, connection
 
     def state(self, job: str) -> str:

@@ -57,7 +57,7 @@ def check(plan: Plan, policy: InitPolicy) -> None:
     if plan.profile not in policy.profiles:
         raise PermissionDenied(
             what,
-            f"profile {plan.profile!r} is not permitted",
+            f"profile {plan.profile!r:.80} is not permitted",
             hint="name it under profiles in /etc/joblet/init.yml",
         )
     if not plan.grace_us <= plan.stop_us <= policy.max_stop_us:

@@ -199,10 +199,7 @@ class Pid1:
             if self.signals in ready:
                 self._read_signals()
             if self.gate.fileno() in ready:
-                try:
-                    word = self.gate.recv(64)
-                except OSError:
-                    word = b""
+                word = self._last_word()
                 self.gate.close()
                 if word == GO:
                     return True
@@ -211,6 +208,14 @@ class Pid1:
                     self.failure = Failed("go", 0, why)
                 remains.write_exit(self._make_record())
                 return False
+
+    def _last_word(self) -> bytes:
+        # init mode that has closed with our "ready" unread: the kernel says so first (ECONNRESET),
+        # and gives what init mode had said only then
+        for _ in range(2):
+            with contextlib.suppress(OSError):
+                return self.gate.recv(64)
+        return b""
 
     def _enter_cgroup(self) -> None:
         path = own_path()
@@ -495,9 +500,19 @@ class Pid1:
             reserved = remains.reserve(self.streams)
         except OSError:
             return False
+        expected = {name: count for name, (_, _, count) in reserved.items()}
+        try:
+            # before a byte moves: once it has, no holder can be served, and without the counts the
+            # job would be told to have lost what it has not
+            remains.prepare_exit(_with_rest(self.record, expected))
+        except OSError:
+            remains.release(reserved)
+            return False
         try:
             counts = remains.drain(reserved)
-            remains.write_exit(_with_rest(self.record, counts))
+            if counts != expected:
+                remains.prepare_exit(_with_rest(self.record, counts))
+            remains.publish_exit()
         except OSError:
             pass  # a record without counts: what lies in the rests is imported as far as it goes
         remains.leave(reserved)

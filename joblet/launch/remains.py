@@ -21,6 +21,12 @@ EXIT: Final = "exit"
 
 def write_exit(record: ExitRecord) -> None:
     """Raises OSError; then no `exit` of this version is there."""
+    prepare_exit(record)
+    publish_exit()
+
+
+def prepare_exit(record: ExitRecord) -> None:
+    """All of `write_exit` that needs room. Raises OSError."""
     fd = os.open("exit.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         data = record.to_bytes()
@@ -28,6 +34,9 @@ def write_exit(record: ExitRecord) -> None:
             raise OSError(28, "short write")
     finally:
         os.close(fd)
+
+
+def publish_exit() -> None:
     os.rename("exit.new", EXIT)
 
 
@@ -49,10 +58,15 @@ def reserve(streams: Mapping[str, int]) -> dict[str, tuple[int, int, int]]:
             if count:
                 os.posix_fallocate(fd, 0, count)
     except OSError:
-        for _, fd, _ in reserved.values():
-            os.close(fd)
+        release(reserved)
         raise
     return reserved
+
+
+def release(reserved: Mapping[str, tuple[int, int, int]]) -> None:
+    """Give up a reservation of which nothing has been used."""
+    for _, fd, _ in reserved.values():
+        os.close(fd)
 
 
 def drain(reserved: Mapping[str, tuple[int, int, int]]) -> dict[str, int]:

@@ -17,10 +17,11 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Final, Protocol
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
 
 from joblet import link
-from joblet.errors import FailedPrecondition, JobletError, NotFound, Unavailable
+from joblet.errors import Internal, JobletError, NotFound, Unavailable
 from joblet.launch import protocol
 from joblet.launch.plan import Plan
 from joblet.launch.protocol import ExitRecord, ProtocolError
@@ -33,6 +34,8 @@ from joblet.server.limits import Asked, Enforcement
 from joblet.server.logs import JobLog, LogStore
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 STREAM_NUMBERS: Final = {name: number for number, name in enumerate(protocol.STREAMS, 1)}
 EXIT_BYTES: Final = 65536  # more than any exit record
@@ -81,7 +84,10 @@ class JobTask:
         self._ctl: Ctl | None = None
         self._ending = False
         self._launched = False
+        self._went = False  # the go was said, as far as this server knows
         self._recorded = False
+        self._launch_error: JobletError | None = None  # why there was no go, for the client
+        self.cleaned = False  # nothing is left of it: its directory, its unit, its ids
         self._group: asyncio.TaskGroup | None = None
         self._helpers: set[asyncio.Task[None]] = set()
         self._copying: asyncio.Task[None] | None = None
@@ -109,7 +115,10 @@ class JobTask:
     async def run_taken_back(self) -> None:
         """The job lives, without a holder."""
         self._launched = self._recorded = True
+        self._retried = True  # there is no plan any more
         async with self._owning():
+            if self.job.state is JobState.STOPPING:
+                self._help(self._backstop(self._tools.grace_us))
             await self._attend(None)
 
     async def run_results(self, *, same_boot: bool) -> None:
@@ -130,6 +139,9 @@ class JobTask:
                 finally:
                     for helper in self._helpers:
                         helper.cancel()
+        except Exception:  # a bug; who waits for the launch hears of it, or would wait for ever
+            self._settle(Internal("see the job through", "a fault of the server"))
+            raise
         finally:
             self.settled.cancel()
 
@@ -144,13 +156,17 @@ class JobTask:
         task = self._group.create_task(helper())
         self._helpers.add(task)
         task.add_done_callback(self._helpers.discard)
+        if asyncio.iscoroutine(work):  # a helper cancelled before its first step never awaits it
+            task.add_done_callback(lambda _: work.close())
         return task
 
     # -- launch ----------------------------------------------------------------------------------
 
-    async def _launch(self, plan: Plan, asked: Asked, wanted: Limits) -> socket.socket:
-        """`ctl`, connected, after the go. Raises JobletError; nothing runs then."""
+    async def _launch(self, plan: Plan, asked: Asked, wanted: Limits) -> socket.socket | None:
+        """`ctl`, connected, after the go; None when nobody knows whether it was said. Raises
+        JobletError; nothing runs then."""
         tools = self._tools
+        self._launched = self._went = self.cleaned = False
         launching = asyncio.ensure_future(tools.launcher.launch(plan))
         try:
             # beside each other: the intent on disk, the log's files, the scope
@@ -170,7 +186,17 @@ class JobTask:
             )
             if self.job.stop_by:
                 raise Unavailable(f"launch job {self.job.id}", "it was stopped")
-            return await tools.launcher.go(self.job.id)
+            try:
+                ctl = await tools.launcher.go(self.job.id)
+            except Unavailable as error:
+                # init mode went away with the answer: the job's directory tells whether it runs
+                log.warning("%s", error, extra={"job": self.job.id})
+                self._launch_error = error
+                with contextlib.suppress(JobletError):
+                    await tools.launcher.cancel(self.job.id)  # refused if the go was said
+                return None
+            self._went = True
+            return ctl
         except BaseException:
             with contextlib.suppress(JobletError):
                 await tools.launcher.cancel(self.job.id)
@@ -191,8 +217,13 @@ class JobTask:
         end = End(Reason.LAUNCH_FAILED, step="launch", detail=f"{error.what}: {error.why}")
         if self.job.stop_by:
             end = End(Reason.STOPPED, by=self.job.stop_by)
-        await self._end(end, await self._open_log())
-        self._settle(error)
+        self._launch_error = error
+        try:
+            job_log = await self._open_log()
+        except JobletError:
+            self._settle(error)  # the client need not wait until the disk has room
+            job_log = await self._insist(self._open_log)
+        await self._end(end, job_log)
         await self._clean_up()
 
     async def _open_log(self, *, same_boot: bool = True) -> JobLog:
@@ -208,8 +239,9 @@ class JobTask:
 
     async def _attend(self, connected: socket.socket | None) -> Outcome:
         """Hold `ctl`, again and again if need be, until the end is recorded."""
-        job_log = await self._open_log()
+        job_log = await self._insist(self._open_log)
         connection = connected
+        pauses = _pauses()
         while True:
             if connection is None:
                 connection = await self._connect()
@@ -219,8 +251,10 @@ class JobTask:
             ctl, connection = Ctl(connection), None
             fds: dict[str, int] = {}
             try:
-                fds = await ctl.hello() or {}
-                outcome = await self._hold(ctl, fds, job_log)
+                outcome = Outcome.HUNG_UP
+                if (hello := await self._hello(ctl)) is not None:
+                    fds = hello
+                    outcome = await self._hold(ctl, fds, job_log)
             except asyncio.CancelledError:
                 # the pipes first, `ctl` last: its end gives them back
                 await job_log.detach()
@@ -233,9 +267,20 @@ class JobTask:
                 await self._clean_up()
             if outcome is not Outcome.HUNG_UP:
                 return outcome
+            await asyncio.sleep(next(pauses))  # a PID 1 that is not understood stays so
+
+    async def _hello(self, ctl: Ctl) -> dict[str, int] | None:
+        """None when it hung up, or is not understood."""
+        try:
+            return await ctl.hello()
+        except Unavailable as error:
+            log.error("%s", error, extra={"job": self.job.id})
+            return None
 
     async def _hold(self, ctl: Ctl, fds: dict[str, int], job_log: JobLog) -> Outcome:
         self._ctl = ctl
+        self._went = True  # PID 1 serves from its go on
+        self._launch_error = None
         if self.job.state is JobState.STOPPING:
             ctl.stop(self._tools.grace_us)
         while (message := await ctl.receive()) is not None:
@@ -251,6 +296,7 @@ class JobTask:
                     record = ExitRecord.from_json(fields.get("record"))
                 except ProtocolError as error:
                     log.error("%s", error, extra={"job": self.job.id})
+                    await job_log.detach()  # it is we who hang up: the pipes go first
                     return Outcome.HUNG_UP
                 dead = (
                     record.ended_by == "launch" and record.step == "scope" and not job_log.attached
@@ -332,8 +378,12 @@ class JobTask:
                 # before the go; when it is too late for that, `_hold` tells PID 1
                 self._help(self._tools.launcher.cancel(self.job.id))
             self._help(self._backstop(self._tools.grace_us))
-            # in order behind what was put before, and before the final record
-            await self._tools.records.put(self.job)
+            # in order behind what was put before, and before the final record, which alone must be
+            # durable: the job is being stopped, whatever the disk says
+            try:
+                await self._tools.records.put(self.job)
+            except JobletError as error:
+                log.warning("%s", error, extra={"job": self.job.id})
         await self.ended.wait()
         return self.job
 
@@ -344,7 +394,7 @@ class JobTask:
             return
         log.warning("its PID 1 does not stop it; asking systemd", extra={"job": self.job.id})
         self._overdue = self._overdue or overdue
-        await self._tools.launcher.stop(self.job.id)
+        await self._insist(self._tools.launcher.stop, self.job.id)
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -358,25 +408,28 @@ class JobTask:
         """PID 1 is gone: its files are final, and what is in the pipes is read out if we hold
         them."""
         try:
-            files = await self._patiently(self._tools.launcher.results)
+            files = await self._results()
         except NotFound:
             files = {}
         try:
             record = _exit_record(files)
-            job_log = await self._open_log(same_boot=same_boot)
-            counts = (record.rest or {}) if record else {}
+            job_log = await self._insist(self._open_log, same_boot=same_boot)
+            went = self._went or self.job.state is not JobState.INITIALIZING
+            counts = record.rest if record else None
+            # it was ended before it put aside what was in the pipes
+            lost = counts is None and bool(record.started_us if record else went)
             for name, number in STREAM_NUMBERS.items():
-                rest = files.get(f"{name}.rest")
-                if (
-                    rest is not None
-                    and number in self._streams()
-                    and number not in job_log.attached
-                ):
-                    await job_log.import_rest(number, rest, counts.get(name))
+                if number not in self._streams() or number in job_log.attached:
+                    continue
+                rest: int | Path | None = files.get(f"{name}.rest")
+                if rest is None and lost:
+                    rest = Path(os.devnull)  # of unknown length, and nothing is there: a gap
+                if rest is not None:
+                    count = (counts or {}).get(name)
+                    await self._insist(job_log.import_rest, number, rest, count)
             if record is not None:
                 await self._end(await self._judge(record), job_log, record)
             else:
-                went = self.job.state is not JobState.INITIALIZING
                 end = ending.without_record(
                     self.job, same_boot=same_boot, went=went, stopping=self.unit_stopping
                 )
@@ -388,7 +441,7 @@ class JobTask:
     async def _end(self, end: End, job_log: JobLog, record: ExitRecord | None = None) -> None:
         """Everything read, everything on disk, then the world hears of it."""
         for stream in self._streams():
-            await job_log.finish(stream)
+            await self._insist(job_log.finish, stream)
         self._ending = True
         usage = dict(record.usage) if record else {}
         if self._overdue and (record is None or record.ended_by == "signal"):
@@ -396,13 +449,11 @@ class JobTask:
             end = End(Reason.TIMEOUT, signal=end.signal, detail="its PID 1 did not answer")
         ended_us = record.ended_us if record and record.ended_us else self._tools.clock_us()
         started_us = record.started_us if record else self.job.started_us
-        state = end.state
-        if self.job.stop_by and end.reason is not Reason.STOPPED:  # a stop that came meanwhile
+        if self.job.stop_by and not end.by:  # a stop that came meanwhile
             end = End(Reason.STOPPED, code=end.code, signal=end.signal, by=self.job.stop_by)
-            state = end.state
         job = move(
             self.job,
-            state,
+            end.state,
             end=end,
             started_us=started_us,
             ended_us=ended_us,
@@ -412,41 +463,26 @@ class JobTask:
         await asyncio.gather(self._insist(job_log.sync), self._insist(self._tools.records.put, job))
         self.job = job
         log.info("ended: %s", end, extra={"job": job.id})
-        self._settle(None)
+        self._settle(self._launch_error if end.reason is Reason.LAUNCH_FAILED else None)
         self.ended.set()
 
-    async def _insist(self, write: Callable[..., Awaitable[None]], *args: object) -> None:
-        """A full disk is waited out: PID 1 keeps the record as long as we do not acknowledge it."""
-        for pause in _pauses():
-            try:
-                await write(*args)
-            except JobletError as error:
-                log.error("%s; trying again", error, extra={"job": self.job.id})
-                await asyncio.sleep(pause)
-            else:
-                return
+    async def _insist(self, do: Callable[..., Awaitable[T]], *args: Any, **named: Any) -> T:
+        return await insist(self.job.id, do, *args, **named)
 
-    async def _patiently(self, ask: Callable[[str], Awaitable[dict[str, int]]]) -> dict[str, int]:
-        for pause in _pauses():
+    async def _results(self) -> dict[str, int]:
+        """Raises NotFound without a directory."""
+        pauses = _pauses()
+        while True:
             try:
-                return await ask(self.job.id)
-            except (Unavailable, FailedPrecondition) as error:
+                return await self._tools.launcher.results(self.job.id)
+            except NotFound:
+                raise
+            except JobletError as error:
                 log.debug("%s", error, extra={"job": self.job.id})
-                await asyncio.sleep(pause)
-        return {}
+            await asyncio.sleep(next(pauses))
 
     async def _clean_up(self) -> None:
-        """The directory goes last. What stays is found and removed at the next start."""
-        for number, pause in enumerate(_pauses()):
-            try:
-                await self._tools.launcher.clean_up(self.job.id)
-            except JobletError as error:
-                if number > len(RETRY_S) + 10:
-                    log.warning("%s", error, extra={"job": self.job.id})
-                    return
-                await asyncio.sleep(pause)
-            else:
-                return
+        self.cleaned = await clean_up(self.job.id, self._tools.launcher)
 
     def _settle(self, error: JobletError | None) -> None:
         if self.settled.done():
@@ -455,6 +491,36 @@ class JobTask:
             self.settled.set_exception(error)
         else:
             self.settled.set_result(self.job)
+
+
+async def insist(job_id: str, do: Callable[..., Awaitable[T]], *args: Any, **named: Any) -> T:
+    """A full disk, or an init mode that is away, is waited out: PID 1 keeps the record as long as
+    we do not acknowledge it."""
+    pauses = _pauses()
+    said = ""
+    while True:
+        try:
+            return await do(*args, **named)
+        except JobletError as error:
+            level = logging.DEBUG if str(error) == said else logging.ERROR
+            log.log(level, "%s; trying again", error, extra={"job": job_id})
+            said = str(error)
+        await asyncio.sleep(next(pauses))
+
+
+async def clean_up(job_id: str, launcher: Launcher) -> bool:
+    """The directory goes last. What stays (False) is found and removed at the next start."""
+    for number, pause in enumerate(_pauses()):
+        try:
+            await launcher.clean_up(job_id)
+        except JobletError as error:
+            if number > len(RETRY_S) + 10:
+                log.warning("%s", error, extra={"job": job_id})
+                return False
+            await asyncio.sleep(pause)
+        else:
+            return True
+    return False
 
 
 def _pauses() -> Iterator[float]:

@@ -18,7 +18,7 @@ from joblet import link
 from joblet.errors import FailedPrecondition, JobletError, NotFound, ResourceExhausted, Unavailable
 from joblet.launch import protocol
 from joblet.model import FINAL, Job, JobSpec, JobState, Limits, unit_name
-from joblet.server import admission, limits, recovery
+from joblet.server import admission, jobtask, limits, recovery
 from joblet.server.ctl import Ctl
 from joblet.server.jobtask import JobTask, Tools
 from joblet.server.logs import JobLog
@@ -84,8 +84,7 @@ class Supervisor:
         return await self._run(spec, by, key)
 
     async def _run(self, spec: JobSpec, by: str, key: str) -> Job:
-        if self._closing:
-            raise Unavailable(admission.WHAT, "the server is stopping", hint="try again")
+        self._check_open()
         asked = limits.ask(spec.limits, self._settings.defaults)
         limits.validate(asked.limits)
         spec = dataclasses.replace(
@@ -97,10 +96,12 @@ class Supervisor:
             admission.find_command, spec.command, admission.environment(job_id, spec)
         )
         wanted, left_out = self._tools.enforcement.before(asked)
-        if self._settings.max_jobs and len(self._tasks) >= self._settings.max_jobs:
+        self._check_open()  # it may have been closed while we looked for the command
+        running = self.running()  # without those that have ended and are being cleaned up
+        if self._settings.max_jobs and running >= self._settings.max_jobs:
             raise ResourceExhausted(
                 admission.WHAT,
-                f"{len(self._tasks)} jobs are running, as many as joblet.maxConcurrentJobs allows",
+                f"{running} jobs are running, as many as joblet.maxConcurrentJobs allows",
                 hint="wait until jobs have ended, or raise it",
             )
         uid_base = admission.free_uid_base(set(self._uids.values()))
@@ -120,6 +121,10 @@ class Supervisor:
         self._start(task, task.run_new(plan, asked, wanted))
         # a client that hangs up does not take its job along
         return await asyncio.shield(task.settled)
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise Unavailable(admission.WHAT, "the server is stopping", hint="try again")
 
     async def get(self, job_id: str) -> Job:
         """By id or a prefix that only one job has. Raises NotFound."""
@@ -188,7 +193,8 @@ class Supervisor:
             log.exception("lost sight of the job", extra={"job": job_id})
             return
         self._tasks.pop(job_id, None)
-        self._uids.pop(job_id, None)
+        if task.cleaned:  # else init mode would refuse its ids to every other job
+            self._uids.pop(job_id, None)
 
     async def close(self) -> None:
         """A clean stop: every task gives its pipes back and hangs up. Bounded."""
@@ -255,16 +261,9 @@ class Supervisor:
         await self._remove(job_id)
 
     async def _abandon(self, job_id: str) -> None:
-        try:
-            await self._tools.launcher.stop(job_id)
-        except JobletError as error:
-            log.warning("%s", error, extra={"job": job_id})
+        await jobtask.insist(job_id, self._tools.launcher.stop, job_id)
         await self._remove(job_id)
 
     async def _remove(self, job_id: str) -> None:
-        try:
-            await self._tools.launcher.clean_up(job_id)
-        except JobletError as error:
-            log.warning("%s", error, extra={"job": job_id})
-            return
-        self._uids.pop(job_id, None)
+        if await jobtask.clean_up(job_id, self._tools.launcher):
+            self._uids.pop(job_id, None)

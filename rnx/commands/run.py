@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rnx import exits
+from rnx.errors import Unreachable, UsageError
 from rnx.exits import Exit
 from rnx.formats import reason
 from rnx.output import Environment, harmless, one_line
@@ -37,8 +38,8 @@ class RunCommand(click.Command):
         with formatter.section("Flags"):
             formatter.write_dl(rows)
         with formatter.section("Exit codes with --follow or --wait"):
-            formatter.write_dl([("n", "the job exited with n"), ("128+n", "signal n ended it")])
-            formatter.write_dl([(str(int(code)), code.meaning) for code in Exit if code > 1])
+            of_jobs = [("n", "the job exited with n"), ("128+n", "signal n ended it")]
+            formatter.write_dl(of_jobs + [(f"{code:d}", code.meaning) for code in Exit if code > 1])
 
 
 @click.pass_context
@@ -52,7 +53,11 @@ def _run(context: click.Context, words: list[str]) -> int:
     Ctrl-C while following leaves the job running.
     """
     session: Session = context.obj
-    run = parse(words)
+    try:
+        run = parse(words)
+    except UsageError as error:
+        error.command = context.command_path
+        raise
     env = session.env
     if run.help:
         env.print(context.get_help())
@@ -71,7 +76,9 @@ def _run(context: click.Context, words: list[str]) -> int:
             return Exit.INTERRUPTED
         if not run.follow:
             _show(answer, run, session)
-        return _stay(client, answer.job_uuid, run, session) if run.following else Exit.OK
+        if run.following:
+            return _stay(client, answer.job_uuid, run, session)
+        return _begun(client, answer, env)
 
 
 command = RunCommand("run", callback=_run, help=_run.__doc__)
@@ -105,6 +112,18 @@ def _show(answer: "pb.RunJobResponse", run: RunArgs, session: Session) -> None:
         session.env.print(run_text(answer, run, session.env))
 
 
+def _begun(client: "Client", answer: "pb.RunJobResponse", env: Environment) -> Exit:
+    """A job that the server took and could not begin is no success; one that ran and has failed
+    by now is."""
+    if answer.status != "FAILED":
+        return Exit.OK
+    job = client.job_status(answer.job_uuid)
+    if exits.of_job(job) != Exit.FAULT:
+        return Exit.OK
+    env.note(f"Error: job {answer.job_uuid} did not begin: {reason(job)}")
+    return Exit.FAILED
+
+
 def _stay(client: "Client", uuid: str, run: RunArgs, session: Session) -> int:
     """Follows or waits; the exit code is the job's."""
     from rnx.follow import Log, Patience, wait_for_end
@@ -128,6 +147,9 @@ def _stay(client: "Client", uuid: str, run: RunArgs, session: Session) -> int:
             f"show it again with: rnx job log {uuid}, end it with: rnx job stop {uuid}"
         )
         return Exit.INTERRUPTED
+    except Unreachable:
+        env.note(f"rnx: how job {uuid} ends is not known; ask later with: rnx job status {uuid}")
+        raise
     if job.reason not in ("", "exited"):
         env.note(f"rnx: job {uuid} ended: {reason(job)}")
     return exits.of_job(job)
@@ -136,7 +158,8 @@ def _stay(client: "Client", uuid: str, run: RunArgs, session: Session) -> int:
 def run_text(answer: "pb.RunJobResponse", run: RunArgs, env: Environment) -> str:
     """In the published shape. Scripts look for "ID:" and "Status:" anywhere in it, and both stand
     on one line each: so arguments are not repeated, nor a command with these words in its name."""
-    lines = ["Job is running:", f"ID: {harmless(answer.job_uuid)}"]
+    begun = "Job failed:" if answer.status == "FAILED" else "Job is running:"
+    lines = [begun, f"ID: {harmless(answer.job_uuid)}"]
     if "ID:" not in run.command and "Status:" not in run.command:
         lines.append(f"Command: {one_line(run.command)}")
     lines.append(f"Status: {env.status(answer.status)}")

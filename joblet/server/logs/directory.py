@@ -110,7 +110,10 @@ class LogDirectory:
 
     def list(self) -> list[str]:
         """Ids of the logs, sorted. Raises OSError."""
-        return sorted(entry.name for entry in self.path.iterdir() if _JOB_ID.fullmatch(entry.name))
+        with os.scandir(self.path) as entries:
+            return sorted(
+                entry.name for entry in entries if _JOB_ID.fullmatch(entry.name) and entry.is_dir()
+            )
 
     def remove(self, job_id: str) -> None:
         """Remove a log: at once from the list, then its files. Raises OSError."""

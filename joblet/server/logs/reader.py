@@ -65,6 +65,7 @@ class Pipe:
         self.core = core
         self.stream = stream
         self.fd = fd
+        self.hung_up = False  # no writer is left: what it holds is all there will be
         self.watched = False  # registered with epoll
         self.target = -1  # the stream's file, once the thread has opened it
         self.left: int | None = None  # how many bytes are still to be read, if that is decided
@@ -223,11 +224,12 @@ class Reader:
         events = self._epoll.poll(self._timeout_s(), _MAX_EVENTS)
         self._step("reader:polled")
         self._rounds += 1
-        for fd, _ in events:
+        for fd, event in events:
             if fd == self._wake_fd:
                 self._obey()
             elif (pipe := self._pipes.get(fd)) is not None and pipe.trouble is None:
                 self._hot[pipe] = None
+                pipe.hung_up = pipe.hung_up or bool(event & select.EPOLLHUP)
         while self._resting and self._resting[0][0] <= time.monotonic():
             pipe = heapq.heappop(self._resting)[2]
             if not pipe.closed:
@@ -238,7 +240,7 @@ class Reader:
         share = settings.round_bytes // max(1, len(self._hot))
         share = max(settings.fair_splice_bytes, min(settings.splice_bytes, share))
         for pipe in list(self._hot):
-            if not pipe.closed and self._visit(pipe, share) >= pipe.busy_bytes:
+            if not pipe.closed and (self._visit(pipe, share) >= pipe.busy_bytes or pipe.hung_up):
                 busy = True
         if self._hot and not busy and (rest := next_round - time.monotonic()) > 0:
             time.sleep(rest)

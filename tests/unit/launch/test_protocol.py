@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """`ctl`'s messages and the exit record: what is written is read, and nothing else is."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
@@ -48,10 +46,12 @@ def read(data: bytes) -> ExitRecord | None:
     try:
         record = ExitRecord.from_bytes(data)
     except ProtocolError as error:
-        assert 0 < len(str(error)) < 400
-        return None
-    assert ExitRecord.from_bytes(record.to_bytes()) == record
-    return record
+        why = str(error)
+    else:
+        assert ExitRecord.from_bytes(record.to_bytes()) == record
+        return record
+    assert 0 < len(why) < 400
+    return None
 
 
 @unhurried

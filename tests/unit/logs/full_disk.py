@@ -128,13 +128,17 @@ async def records(directory: Path) -> None:
     await follower.read()
     filler = fill(directory)  # the first page of each file is there, and no other will be
     sent = 1
-    reading: asyncio.Future[object] | None = None
+
+    async def read() -> object:
+        return await follower.read()
+
+    reading: asyncio.Task[object] | None = None
     while not watched.told:
         os.write(sink, b"%d" % (sent % 10))
         sent += 1
-        reading = asyncio.ensure_future(follower.read())
-        changed = asyncio.ensure_future(watched.trouble(count=1))
-        await asyncio.wait({reading, changed}, return_when=asyncio.FIRST_COMPLETED)
+        reading = asyncio.create_task(read())
+        changed = asyncio.create_task(watched.trouble(count=1))
+        await asyncio.wait([reading, changed], return_when=asyncio.FIRST_COMPLETED)
         changed.cancel()
     expect(isinstance(watched.told[0][1], ResourceExhausted), f"told {watched.told[0][1]!r}")
     expect(log.size < sent, "a byte without a record can be read")

@@ -73,7 +73,8 @@ class Steps:
 
     def __init__(self, note: int, kill: object) -> None:
         self._note = note
-        self._name, self._left = kill if isinstance(kill, list) else ("", 0)
+        self._name: str = kill[0] if isinstance(kill, list) else ""
+        self._left: int = kill[1] if isinstance(kill, list) else 0
 
     def __call__(self, name: str) -> None:
         os.write(self._note, f"{name}\n".encode())
@@ -134,7 +135,7 @@ def run_server(
     pid = os.fork()
     if pid == 0:
         steps = Steps(note, kill)
-        told = []
+        told: list[str] = []
 
         def step(name: str) -> None:
             if not told and name.startswith("reader:"):

@@ -95,7 +95,8 @@ async def until(log: JobLog, size: int) -> None:
 
 async def waiting(*logs: JobLog, count: int = 1) -> None:
     """Return once so many wait for growth of each log."""
-    while any(len(log.core.waiters) < count for log in logs):
+    # Nothing tells that a task has come to wait.
+    while any(len(log.core.waiters) < count for log in logs):  # noqa: ASYNC110
         await asyncio.sleep(0)
 
 

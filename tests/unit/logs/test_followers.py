@@ -209,7 +209,7 @@ def test_one_wake_up_serves_many_changes_of_many_logs(tmp_path: Path) -> None:
                 calls.append(function)
                 return real(function, *args, **options)
 
-            loop.call_soon_threadsafe = counting  # type: ignore[method-assign]
+            loop.call_soon_threadsafe = counting  # type: ignore[method-assign, assignment]
             try:
 
                 def everything() -> None:
@@ -235,12 +235,12 @@ def test_a_log_with_no_streams_ends_at_once(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as store:
             log = await store.open("job")
-            assert not log.ended
+            assert log.expected is None
             reading = asyncio.create_task(collect(log))
             await log.expect(())
-            assert log.ended
             assert await reading == []
             await log.wait_ended()
+            assert log.ended
 
     run(main)
 

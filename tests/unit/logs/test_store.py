@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from joblet.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, Unavailable
-from joblet.server.logs import ERR, OUT, GapKind, LogStore
+from joblet.server.logs import ERR, OUT, GapKind, JobLog, LogStore
 from tests.unit.logs.support import Pipe, collect, run, running, say, stream_of, ticking, until
-
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -52,9 +51,9 @@ def test_a_filesystem_that_cannot_splice_is_refused(
         store = LogStore(tmp_path, clock_us=ticking())
         with pytest.raises(FailedPrecondition, match=r"cannot take data from a pipe \(splice\)"):
             await store.start()
-        assert [entry.name for entry in tmp_path.iterdir()] == [".lock"]
 
     run(main)
+    assert [entry.name for entry in tmp_path.iterdir()] == [".lock"]
 
 
 def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
@@ -136,6 +135,7 @@ def test_logs_that_nobody_uses_cost_nothing(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path, max_idle_logs=5) as store:
             before = _descriptors()
+            log: JobLog | None = None
             for number in range(60):
                 log = await store.open(f"job-{number}")
                 await log.expect({OUT, ERR})
@@ -146,7 +146,7 @@ def test_logs_that_nobody_uses_cost_nothing(tmp_path: Path) -> None:
                 await log.finish(ERR)
                 assert stream_of(await collect(log), OUT) == b"out"
                 await log.sync()
-            del log
+            log = None
             while store.statistics().logs_open:  # a pool's thread may still hold the last one
                 await asyncio.sleep(0)
                 gc.collect()

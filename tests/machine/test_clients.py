@@ -1,0 +1,415 @@
+# SPDX-License-Identifier: MIT
+"""Clients that exist, against the installed server: the wheel of this tree and the published SDK,
+both with the newest gRPC and protobuf, while the server has its distribution's.
+
+With JOBLET_FULL=1 there is one test more, which takes as long as gRPC's patience.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.machine.client import Rnx, wait_served
+from tests.machine.clientenv import GRPC, Sdk, SdkError, rnx_command
+from tests.machine.rig import Result, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.machine.rig import Cache, Nspawn
+
+SDKS = ("2.5.1", "2.5.2")
+NOBODY = "00000000-0000-4000-8000-000000000000"
+EVERY_BYTE = bytes(range(256))
+STOP_S = 1.0
+STOPS = 3
+
+# what of the SDK's calls this server does not serve: method of the wire, call, exception
+NOT_SERVED: list[tuple[str, Callable[[Sdk], Any], str]] = [
+    ("CancelJob", lambda sdk: sdk.jobs.cancel_job(NOBODY), "JobOperationError"),
+    ("DeleteJob", lambda sdk: sdk.jobs.delete_job(NOBODY), "JobOperationError"),
+    ("DeleteAllJobs", lambda sdk: sdk.jobs.delete_all_jobs(), "JobOperationError"),
+    ("GetJobMetrics", lambda sdk: sdk.jobs.get_job_metrics(NOBODY), "JobNotFoundError"),
+    ("StreamJobMetrics", lambda sdk: sdk.jobs.stream_job_metrics(NOBODY), "JobNotFoundError"),
+    ("GetJobTelematics", lambda sdk: sdk.jobs.get_job_telematics(NOBODY), "JobNotFoundError"),
+    ("StreamJobTelematics", lambda sdk: sdk.jobs.stream_job_telematics(NOBODY), "JobNotFoundError"),
+    ("CreateNetwork", lambda sdk: sdk.networks.create_network("n", "10.0.0.0/24"), "NetworkError"),
+    ("ListNetworks", lambda sdk: sdk.networks.list_networks(), "NetworkError"),
+    ("RemoveNetwork", lambda sdk: sdk.networks.remove_network("n"), "NetworkError"),
+    ("CreateVolume", lambda sdk: sdk.volumes.create_volume("v", "1MB"), "VolumeError"),
+    ("ListVolumes", lambda sdk: sdk.volumes.list_volumes(), "VolumeError"),
+    ("RemoveVolume", lambda sdk: sdk.volumes.remove_volume("v"), "VolumeError"),
+    ("GetSystemStatus", lambda sdk: sdk.monitoring.get_system_status(), "JobletConnectionError"),
+    (
+        "StreamSystemMetrics",
+        lambda sdk: sdk.monitoring.stream_system_metrics(),
+        "JobletConnectionError",
+    ),
+    ("GetRuntimeInfo", lambda sdk: sdk.runtimes.get_runtime_info("r"), "RuntimeNotFoundError"),
+    ("TestRuntime", lambda sdk: sdk.runtimes.test_runtime("r"), "RuntimeNotFoundError"),
+    ("RemoveRuntime", lambda sdk: sdk.runtimes.remove_runtime("r"), "RuntimeNotFoundError"),
+    ("BuildRuntime", lambda sdk: sdk.runtimes.build_runtime("a: b"), "RuntimeError"),
+    (
+        "ValidateRuntimeYAML",
+        lambda sdk: sdk.runtimes.validate_runtime_yaml("a: b"),
+        "ValidationError",
+    ),
+]
+
+# what of run_job's arguments this server does not serve
+NOT_SERVED_ARGUMENTS: dict[str, Any] = {
+    "uploads": [{"path": "a"}],
+    "schedule": "2036-01-01T00:00:00Z",
+    "volumes": ["v"],
+    "runtime": "r",
+    "gpu_count": 1,
+    "gpu_memory_mb": 1,
+}
+
+
+class HostRnx(Rnx):
+    """rnx as a process of the host, which reaches the machine's server by a forwarded port."""
+
+    def __init__(self, machine: Nspawn, command: list[str], config: Path) -> None:
+        super().__init__(machine)
+        self.command = command
+        self.environ = {"RNX_CONFIG": str(config), "HOME": str(config.parent), "PATH": "/usr/bin"}
+
+    def __call__(self, *words: str, timeout: float = 60) -> Result:
+        begun = time.monotonic()
+        with self.spawn(*words) as process:
+            out, err = process.communicate(timeout=timeout)
+            return Result(words, process.returncode, out, err, time.monotonic() - begun)
+
+    @contextlib.contextmanager
+    def spawn(self, *words: str | bytes) -> Iterator[subprocess.Popen[bytes]]:
+        with subprocess.Popen(
+            [*self.command, *words],
+            bufsize=0,  # readline() and communicate() share the pipe, so neither may read ahead
+            env=self.environ,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    @contextlib.contextmanager
+    def following(self, *words: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+        """The job and its follower, once that shows the job's first line."""
+        with self.spawn("run", "--follow", *words) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            job = process.stderr.readline().split()[-1].decode()
+            assert process.stdout.readline() == b"up\n"
+            yield job, process
+
+
+def configured(machine: Nspawn, port: int, path: Path) -> Path:
+    """The machine's configuration of rnx, for a client that dials this port of the host."""
+    text = machine.read("/etc/joblet/rnx-config.yml")
+    here = f"127.0.0.1:{port}".encode()
+    assert b"127.0.0.1:50051" in text
+    path.write_bytes(text.replace(b"127.0.0.1:50051", here))
+    return path
+
+
+@pytest.fixture
+def config(machine: Nspawn, tmp_path: Path) -> Iterator[Path]:
+    with machine.forward(50051) as port:
+        yield configured(machine, port, tmp_path / "rnx-config.yml")
+
+
+@pytest.fixture
+def rnx(machine: Nspawn, config: Path, cache: Cache) -> HostRnx:
+    return HostRnx(machine, rnx_command(cache), config)
+
+
+@pytest.fixture(params=SDKS)
+def sdk(request: pytest.FixtureRequest, config: Path, cache: Cache) -> Iterator[Sdk]:
+    with Sdk(cache, str(request.param), config) as made:
+        yield made
+
+
+# ------------------------------------------------------------------------------------- rnx's wheel
+
+
+def test_the_wheel_works_with_the_newest_releases(rnx: HostRnx) -> None:
+    versions = "import google.protobuf as p, grpc; print(grpc.__version__, p.__version__)"
+    seen = subprocess.run([rnx.command[0], "-c", versions], check=True, capture_output=True)
+    assert seen.stdout.decode().split() == [pin.partition("==")[2] for pin in GRPC]
+
+    ran = rnx("run", "--name=from-afar", "--follow", "sh", "-c", "echo out; echo err >&2; exit 3")
+    assert ran.code == 3
+    assert sorted(ran.stdout.split()) == [b"err", b"out"]
+    job = ran.errors.split()[-1]
+    (listed,) = [each for each in rnx.json("list") if each["id"] == job]
+    assert (listed["name"], listed["status"], listed["exit_code"]) == ("from-afar", "FAILED", 3)
+    assert listed["node_id"]
+    status = rnx.status(job)
+    assert (status["status"], status["reason"], status["exitCode"]) == ("FAILED", "exited", 3)
+    assert sorted(rnx.log(job[:12]).split()) == [b"err", b"out"]
+
+    bytes_of = "import sys; sys.stdout.buffer.write(bytes(range(256)) * 20000)"
+    assert rnx("run", "--follow", "python3", "-c", bytes_of).stdout == EVERY_BYTE * 20000
+    assert rnx.json("runtime", "list") == []
+    refused = rnx("--node=viewer", "run", "true")
+    assert refused.code == 1
+    assert "role viewer is not allowed" in refused.errors
+
+
+def test_exit_codes_of_follow(rnx: HostRnx) -> None:
+    cases = {
+        ("sh", "-c", "exit 0"): 0,
+        ("sh", "-c", "exit 1"): 1,
+        ("sh", "-c", "exit 255"): 255,
+        ("sh", "-c", "kill -KILL $$"): 128 + 9,
+        ("sh", "-c", "kill -SEGV $$"): 128 + 11,
+        ("sh", "-c", "kill -TERM $$"): 128 + 15,
+        ("--timeout=300ms", "sleep", "60"): 124,
+        ("--max-cpu=much", "true"): 125,
+        ("no-such-command",): 125,
+        ("/etc/hostname",): 125,  # there, but no command
+        ("--work-dir=/nowhere", "true"): 125,
+        ("--node=nowhere", "true"): 125,
+    }
+    with contextlib.ExitStack() as stack:
+        running = {
+            words: stack.enter_context(rnx.spawn("run", "--follow", *words)) for words in cases
+        }
+        ended = {words: process.communicate(timeout=60)[1] for words, process in running.items()}
+        codes = {words: process.returncode for words, process in running.items()}
+    assert codes == cases
+    assert not [text for text in ended.values() if b"Traceback" in text or b"bug in rnx" in text]
+
+
+def test_a_followed_job_that_someone_else_ends(rnx: HostRnx, machine: Nspawn) -> None:
+    sleeper = ("sh", "-c", "echo up; exec sleep 300")
+    with rnx.following(*sleeper) as (job, follower):
+        stopped = rnx.json("stop", job)
+        assert stopped["status"] == "STOPPED"
+        _, err = follower.communicate(timeout=30)
+        assert follower.returncode == 128 + 15
+        assert b"ended: stopped" in err
+    with rnx.following(*sleeper) as (job, follower):
+        machine.run(["systemctl", "stop", f"joblet-{job}.scope"]).check()
+        _, err = follower.communicate(timeout=30)
+        assert follower.returncode == 128 + 15
+        assert b"ended: unit-stopped" in err
+        assert rnx.status(job)["status"] == "STOPPED"
+    with rnx.following(*sleeper) as (job, follower):
+        machine.run(["systemctl", "kill", "--signal=KILL", f"joblet-{job}.scope"]).check()
+        follower.communicate(timeout=30)
+        assert follower.returncode == 128 + 9
+
+
+def test_a_follower_survives_the_servers_death(
+    fresh_machine: Nspawn, tmp_path: Path, cache: Cache
+) -> None:
+    """And a job whose command cannot be executed is no success, followed or not."""
+    wait_served(fresh_machine)
+    with fresh_machine.forward(50051) as port:
+        config = configured(fresh_machine, port, tmp_path / "rnx-config.yml")
+        rnx = HostRnx(fresh_machine, rnx_command(cache), config)
+        count = "echo up; for i in $(seq 30); do echo $i; sleep 0.1; done; exit 5"
+        with rnx.following("sh", "-c", count) as (_, follower):
+            server = ["systemctl", "kill", "--kill-whom=main", "--signal=KILL", "joblet.service"]
+            fresh_machine.run(server).check()
+            out, err = follower.communicate(timeout=60)
+        assert follower.returncode == 5
+        assert out.split() == [b"%d" % n for n in range(1, 31)]
+        assert b"trying again" in err
+
+        fresh_machine.write("/usr/local/bin/headless", "#!/no/such/shell\n", mode=0o755)
+        followed, started = rnx("run", "--follow", "headless"), rnx("run", "headless")
+        assert followed.code == 125
+        assert "launch-failed" in followed.errors
+        assert started.code == 1
+        assert "did not begin: launch-failed" in started.errors
+        assert "Status: FAILED" in started.text
+        assert "running" not in started.text
+
+
+def test_mistakes_are_explained(rnx: HostRnx, config: Path) -> None:
+    no_server = config.with_name("no-server.yml")
+    port = config.read_bytes().partition(b"127.0.0.1:")[2].partition(b'"')[0]
+    no_server.write_bytes(config.read_bytes().replace(port, b"1"))
+    broken = config.with_name("broken.yml")
+    broken.write_text("nodes: [")
+    mistakes: dict[tuple[str | bytes, ...], str] = {
+        ("status", ""): "it is empty",
+        ("log", b"\xff"): r"'\xff' is not UTF-8 text",
+        ("stop", NOBODY): f"job not found: {NOBODY}",
+        ("run", b"\xff"): r"'\xff' is not UTF-8 text",
+        ("run", "--max-cpu=much", "true"): "Try `rnx run --help`.",
+        ("job", "run"): "Try `rnx job run --help`.",
+        ("frobnicate",): "No such command 'frobnicate'",
+        ("job", "delete", NOBODY): "not served yet",
+        ("--node=nowhere", "list"): "it has default, viewer",
+        ("--config=", "list"): "it names no file",
+        (f"--config={config}.not", "list"): "client configuration file not found",
+        (f"--config={broken}", "list"): "in line",
+        (f"--config={no_server}", "list"): "connection refused",
+    }
+    with contextlib.ExitStack() as stack:
+        running = {words: stack.enter_context(rnx.spawn(*words)) for words in mistakes}
+        for words, process in running.items():
+            out, err = process.communicate(timeout=60)
+            assert (process.returncode, out) == (1, b""), words
+            assert mistakes[words] in err.decode(), words
+            assert b"Traceback" not in err, words
+            assert b"bug in rnx" not in err, words
+
+
+def test_what_a_terminal_shows(rnx: Rnx, machine: Nspawn) -> None:
+    """Colour for a person, never for a script; help without a stdout is no bug."""
+    job = rnx.start("true")
+    rnx.ended(job)
+    script = f"""
+        script -qec 'rnx status {job}' /dev/null | grep Status:
+        NO_COLOR=1 script -qec 'rnx status {job}' /dev/null | grep Status:
+        rnx status {job} | grep Status:
+        rnx --help >&- || echo failed
+        rnx run --follow seq 1000000 | head -1
+    """
+    shown = machine.run(script)
+    lines = [line.strip() for line in shown.stdout.splitlines()]
+    plain = b"Status: COMPLETED"
+    assert lines == [b"Status: \x1b[32mCOMPLETED\x1b[0m", plain, plain, b"1"]
+    assert "bug" not in shown.errors
+
+
+# -------------------------------------------------------------------------------- the published SDK
+
+
+def stops_at_once(sdk: Sdk, start: Callable[[], dict[str, Any]]) -> None:
+    """The contract says within a second; the quickest of a few, because the host may be busy."""
+    seconds = []
+    for _ in range(STOPS):
+        job = start()["job_uuid"]
+        stopped = sdk.jobs.stop_job(job)
+        seconds.append(sdk.seconds)
+        assert (stopped["uuid"], stopped["status"], stopped["exit_code"]) == (job, "STOPPED", -1)
+        assert stopped["end_time"]
+    assert min(seconds) < STOP_S
+
+
+@pytest.mark.parametrize("sdk", ["2.5.1"], indirect=True)
+def test_the_high_level_calls_of_the_sdk(sdk: Sdk) -> None:
+    started = sdk.jobs.run_job(
+        "sh",
+        ["-c", "echo $GREETING $SECRET; sleep 0.5; echo err >&2; exit 3"],
+        name="of-the-sdk",
+        environment={"GREETING": "hi"},
+        secret_environment={"SECRET": "told"},
+        work_dir="/tmp",
+    )
+    job = started["job_uuid"]
+    assert started["status"] == "RUNNING"
+    assert started["command"] == "sh"
+    assert started["args"][0] == "-c"
+    assert started["start_time"].startswith("20")
+
+    assert b"".join(sdk.jobs.get_job_logs(job)) == b"hi told\nerr\n"
+    assert b"".join(sdk.jobs.get_job_logs(job[:12])) == b"hi told\nerr\n"
+    status = sdk.jobs.get_job_status(job)
+    seen = {key: status[key] for key in ("uuid", "name", "status", "exit_code", "work_dir")}
+    assert seen == {
+        "uuid": job,
+        "name": "of-the-sdk",
+        "status": "FAILED",
+        "exit_code": 3,
+        "work_dir": "/tmp",
+    }
+    assert status["environment"] == {"GREETING": "hi"}
+    assert status["secret_environment"] == {"SECRET": "***"}
+    assert status["node_id"]
+    assert status["end_time"] >= status["start_time"]
+
+    later = sdk.jobs.run_job("true")["job_uuid"]
+    listed = [each["uuid"] for each in sdk.jobs.list_jobs()]
+    assert [uuid for uuid in listed if uuid in (job, later)] == [job, later]
+    (one,) = [each for each in sdk.jobs.list_jobs() if each["uuid"] == job]
+    assert (one["name"], one["status"], one["exit_code"]) == ("of-the-sdk", "FAILED", 3)
+    assert one["secret_environment"] == {"SECRET": "***"}
+
+    stops_at_once(sdk, lambda: sdk.jobs.run_job("sleep", ["300"]))
+    assert sdk.jobs.list_jobs()[-1]["status"] == "STOPPED"
+    assert sdk.runtimes.list_runtimes() == []
+
+
+@pytest.mark.parametrize("sdk", ["2.5.2"], indirect=True)
+def test_the_newest_sdk_through_its_stub(sdk: Sdk) -> None:
+    """Its own run_job, get_job_status and list_jobs fail in the client, after the call."""
+    stub = sdk.jobs.stub
+    script = "echo hi; sleep 0.3; echo err >&2; exit 4"
+    job = stub.RunJob(command="sh", args=["-c", script], timeout="1m")["job_uuid"]
+    assert b"".join(sdk.jobs.get_job_logs(job)) == b"hi\nerr\n"
+    chunks = stub.GetJobLogs(uuid=job)
+    assert b"".join(chunk.get("payload", b"") for chunk in chunks) == b"hi\nerr\n"
+    status = stub.GetJobStatus(uuid=job)
+    assert (status["status"], status["exit_code"], status["timeout"]) == ("FAILED", 4, "1m")
+    assert job in [each["uuid"] for each in stub.ListJobs()["jobs"]]
+
+    stops_at_once(sdk, lambda: stub.RunJob(command="sleep", args=["300"]))
+    assert stub.ListJobs()["jobs"][-1]["status"] == "STOPPED"
+    assert sdk.runtimes.list_runtimes() == []
+
+    quick = stub.RunJob(command="sleep", args=["300"], timeout="300ms")["job_uuid"]
+    eventually(lambda: stub.GetJobStatus(uuid=quick)["status"] == "FAILED", what="the time-out")
+
+
+def test_errors_of_the_sdk_say_why(sdk: Sdk) -> None:
+    unknown = {
+        "JobNotFoundError": (sdk.jobs.get_job_status, sdk.jobs.get_job_logs),
+        "JobOperationError": (sdk.jobs.stop_job,),
+    }
+    for kind, calls in unknown.items():
+        for call in calls:
+            with pytest.raises(SdkError, match=f"job not found: {NOBODY}") as caught:
+                call(NOBODY)
+            assert caught.value.kind == kind
+
+    for method, serve, kind in NOT_SERVED:
+        with pytest.raises(SdkError, match=f"cannot serve {method}: this version") as caught:
+            serve(sdk)
+        assert caught.value.kind == kind, method
+
+    for name, value in NOT_SERVED_ARGUMENTS.items():
+        with pytest.raises(SdkError, match=rf"cannot run the job: .*{name}.* not served") as caught:
+            sdk.jobs.run_job("true", **{name: value})
+        assert caught.value.kind == "JobOperationError"
+
+    with pytest.raises(SdkError, match="command not found: no-such-command"):
+        sdk.jobs.run_job("no-such-command")
+    with pytest.raises(SdkError, match="max_memory is negative"):
+        sdk.jobs.run_job("true", max_memory=-1)
+
+
+if os.environ.get("JOBLET_FULL") == "1":
+    IDLE_S = 100
+    """gRPC ends a connection on its third ping too many; the SDK sends one every 30 s."""
+
+    def test_an_idle_log_stream_stays_up(config: Path, cache: Cache, rnx: HostRnx) -> None:
+        job = rnx.start("sh", "-c", f"echo begun; sleep {IDLE_S}; echo done; exit 3")
+        with contextlib.ExitStack() as stack:
+            sdks = [stack.enter_context(Sdk(cache, version, config)) for version in SDKS]
+            for sdk in sdks:
+                sdk.ask(("jobs", "get_job_logs"), (job,), {})
+            follower = stack.enter_context(rnx.spawn("log", job))
+            for sdk in sdks:
+                assert b"".join(sdk.answer(IDLE_S + 60)) == b"begun\ndone\n"
+                assert sdk.seconds > IDLE_S - 10
+            out, err = follower.communicate(timeout=30)
+            assert (follower.returncode, out, err) == (0, b"begun\ndone\n", b"")
+        assert rnx.status(job)["exit_code"] == 3
