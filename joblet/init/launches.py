@@ -221,6 +221,10 @@ class Launches:
                     launch.gate.send(pid1.WITHDRAWN)
             launch.close()
 
+    def waits(self, job: str) -> bool:
+        """On its way to the scope, or behind it without its go."""
+        return job in self._launches
+
     def check_over(self, job: str) -> None:
         """Raises FailedPrecondition for a launch before its go. That has no `ctl` for a moment, and
         would look as if nobody needed its directory and its uids any more."""

@@ -157,7 +157,9 @@ class Connection:
         try:
             ctl = await self._launches.go(job)
         finally:
-            self._mine.discard(job)
+            # one that was cancelled before it took the launch over leaves it to the hang-up
+            if not self._launches.waits(job):
+                self._mine.discard(job)
         return {}, (ctl.detach(),)
 
     async def _cancel(self, message: Message, fds: list[int]) -> Reply:

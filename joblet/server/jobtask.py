@@ -414,7 +414,9 @@ class JobTask:
         try:
             record = _exit_record(files)
             job_log = await self._insist(self._open_log, same_boot=same_boot)
-            went = self._went or self.job.state is not JobState.INITIALIZING
+            # STOPPING alone says nothing: it may have been stopped before its go
+            ran = self.job.state is JobState.RUNNING or self.job.started_us > 0
+            went = self._went or ran
             counts = record.rest if record else None
             # it was ended before it put aside what was in the pipes
             lost = counts is None and bool(record.started_us if record else went)

@@ -34,7 +34,12 @@ ROOMS = {
     "joblet.server": ("server", "launch.plan", "launch.protocol", *SHARED),
     "joblet.admin": ("admin", "server.access", "config", "errors", "model"),
     "joblet.__main__": (
-        "server.daemon", "init.daemon", "launch.zygote", "admin.cli", "config", "errors",
+        "server.daemon",
+        "init.daemon",
+        "launch.zygote",
+        "admin.cli",
+        "config",
+        "errors",
     ),  # fmt: skip
 }
 
