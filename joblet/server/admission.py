@@ -6,21 +6,21 @@ A command that is neither on the job's path nor in its work directory is refused
 starts.
 """
 
+import json
 import os
 from collections.abc import Collection, Mapping
 from typing import Final
 
 from joblet.config import UID_FIRST, UID_LAST, UIDS_PER_JOB
 from joblet.errors import InvalidArgument, ResourceExhausted
-from joblet.launch.plan import ENV_NAME, MAX_STRING, WORK, Plan
+from joblet.launch.plan import ENV_NAME, MAX_STRING, MAX_STRINGS, WORK, Plan
 from joblet.model import Job, JobSpec
 
 WHAT: Final = "run the job"
 MAX_ENV_VALUE: Final = 32768  # bytes, as the published clients say
 MAX_NAME: Final = 256
-MAX_PLAN_STRINGS: Final = (
-    786_432  # bytes of arguments and environment together; a plan has room for 1 MiB
-)
+# bytes of arguments and environment together, as a plan carries them; it has room for 1 MiB
+MAX_PLAN_STRINGS: Final = 786_432
 DEFAULT_PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 # host networking under all the names it goes by; everything else is not there, or not yet
 HOST_NETWORKS: Final = frozenset({"", "host", "bridge"})
@@ -41,10 +41,14 @@ def validate(spec: JobSpec) -> None:
         raise InvalidArgument(
             WHAT, f"its name is not printable or longer than {MAX_NAME} characters"
         )
-    total = sum(len(arg.encode()) for arg in (spec.command, *spec.args))
+    count = max(len(spec.args), len(spec.environment) + len(spec.secret_environment))
+    if count > MAX_STRINGS // 2:
+        raise InvalidArgument(WHAT, f"{count} arguments or variables, {MAX_STRINGS // 2} at most")
+    # the command is its path, too
+    total = sum(map(_size, (spec.command, spec.command, *spec.args, spec.work_dir)))
     for variables in (spec.environment, spec.secret_environment):
         for name, value in variables.items():
-            if not ENV_NAME.fullmatch(name):
+            if not ENV_NAME.fullmatch(name) or len(name) > MAX_NAME:
                 raise InvalidArgument(
                     WHAT, f"{name!r:.80} is not a name for an environment variable"
                 )
@@ -53,10 +57,10 @@ def validate(spec: JobSpec) -> None:
                 raise InvalidArgument(
                     WHAT, f"environment variable {name} is longer than {MAX_ENV_VALUE} bytes"
                 )
-            total += len(name) + len(value.encode())
+            total += _size(name) + _size(value)
     if total > MAX_PLAN_STRINGS:
         raise InvalidArgument(
-            WHAT, f"its arguments and environment are {total} bytes, more than {MAX_PLAN_STRINGS}"
+            WHAT, f"its arguments and environment take {total} bytes, more than {MAX_PLAN_STRINGS}"
         )
     if spec.network not in HOST_NETWORKS:
         raise InvalidArgument(
@@ -71,6 +75,11 @@ def _check_text(text: str) -> None:
         raise InvalidArgument(WHAT, "a text of the request has a NUL character in it")
     if len(text.encode(errors="surrogatepass")) >= MAX_STRING:
         raise InvalidArgument(WHAT, f"a text of the request is longer than {MAX_STRING - 1} bytes")
+
+
+def _size(text: str) -> int:
+    """Bytes of a text in a plan: as JSON, where other letters than ASCII's take six and more."""
+    return len(json.dumps(text)) + 1
 
 
 def work_dir(asked: str) -> str:
@@ -135,13 +144,19 @@ def free_uid_base(taken: Collection[int]) -> int:
 def describe(job: Job) -> str:
     """What systemctl shows of a job: `rnx job 4f1c2a90: python3 train.py`, without its secrets."""
     spec = job.spec
-    words = [os.path.basename(spec.command), *spec.args]  # noqa: PTH119
-    text = " ".join(words)
-    for secret in spec.secret_environment.values():
-        if secret:
+    # longer ones first: one may be a part of another
+    secrets = sorted(filter(None, spec.secret_environment.values()), key=len, reverse=True)
+
+    def masked(text: str) -> str:
+        for secret in secrets:
             text = text.replace(secret, "***")
-    text = " ".join(text.split())
-    name = f" ({spec.name})" if spec.name else ""
+        return text
+
+    command = os.path.basename(masked(spec.command))  # noqa: PTH119
+    words = masked(" ".join([command, *spec.args])).split()
+    # again: without its spaces and what is no letter, a text may have become a secret
+    text = masked("".join(c if c.isprintable() else "?" for c in " ".join(words)))
+    name = f" ({masked(spec.name)})" if spec.name else ""
     return f"rnx job {job.id[:8]}{name}: {text:.100}"
 
 

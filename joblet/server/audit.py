@@ -10,11 +10,14 @@ from typing import Final
 
 MESSAGE_ID: Final = "6b5e0d8b7d1c4a3f9a7f0f3a2f5d9c11"
 
+MAX_RESULT: Final = 1000  # characters; a refusal quotes what was asked for
+
 log = logging.getLogger("joblet.audit")
 
 
 def record(who: str, where: str, what: str, result: str, *, job: str = "") -> None:
     """result: "ok", or why not."""
+    result = result[:MAX_RESULT]
     log.info(
         "%s from %s: %s: %s",
         who,

@@ -69,7 +69,7 @@ def without_record(job: Job, *, same_boot: bool, went: bool, stopping: bool) -> 
     if not same_boot:
         return End(Reason.LOST, detail="the machine went away under it")
     if not went:
-        return End(Reason.LAUNCH_FAILED, step="go", detail="the server went away during the launch")
+        return End(Reason.LAUNCH_FAILED, step="go", detail="the launch was cut short")
     if stopping:
         return End(
             Reason.UNIT_STOPPED, signal=signal.SIGKILL, detail="killed by systemd's time-out"

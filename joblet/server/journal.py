@@ -16,31 +16,36 @@ from joblet.server.launcher import Launcher
 from joblet.server.logs import Chunk, JobLog
 
 BATCH_BYTES: Final = 49_152  # of one message to init mode
-MAX_LINE: Final = 49_152  # a longer line is cut, as journald itself cuts at 48 KiB
+MAX_LINE: Final = BATCH_BYTES - 1  # a longer line is cut, as journald itself cuts at 48 KiB
 RATE: Final = 1_000_000  # bytes/s of one job, in the long run
 BURST: Final = 8_000_000  # bytes that a quiet job may send at once
 
 
 class LineSplitter:
-    """Whole lines out of chunks; what has no newline yet waits, up to MAX_LINE."""
+    """Whole lines out of chunks; what has no newline yet waits, up to MAX_LINE. None is longer."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> bytes:
         """The whole lines there are now, newlines included."""
-        head, newline, tail = data.rpartition(b"\n")
-        if newline:
-            lines, self._rest = self._rest + head + newline, tail
-        else:
-            lines, self._rest = b"", self._rest + data
-        if len(self._rest) > MAX_LINE:
-            lines, self._rest = lines + self._rest + b"\n", b""
+        text = self._rest + data
+        head, newline, self._rest = text.rpartition(b"\n")
+        lines = head + newline
+        if len(text) > MAX_LINE:  # only then can one line be too long
+            lines = b"\n".join(map(_cut, lines.split(b"\n")))
+            *full, self._rest = _cut(self._rest).split(b"\n")
+            lines += b"".join(piece + b"\n" for piece in full)
         return lines
 
     def end(self) -> bytes:
         rest, self._rest = self._rest, b""
         return rest + b"\n" if rest else b""
+
+
+def _cut(line: bytes) -> bytes:
+    """A line, without its newline, as lines that are not too long."""
+    return b"\n".join(line[at : at + MAX_LINE] for at in range(0, len(line), MAX_LINE))
 
 
 class Budget:
@@ -79,17 +84,19 @@ class Copier:
             if not budget.take(len(lines)):
                 left_out += lines.count(b"\n")
                 continue
-            if left_out:
-                note = f"joblet: {left_out} lines left out here; see `rnx job log {job.id[:8]}`\n"
-                await self._send(job, item.stream, note.encode())
-                left_out = 0
+            left_out = await self._note(job, item.stream, left_out)
             left_out += await self._send(job, item.stream, lines)
         for number, splitter in splitters.items():
             if rest := splitter.end():
-                await self._send(job, number, rest)
-        if left_out:
-            note = f"joblet: {left_out} lines left out here; see `rnx job log {job.id[:8]}`\n"
-            await self._send(job, 1, note.encode())
+                left_out += await self._send(job, number, rest)
+        await self._note(job, 1, left_out)
+
+    async def _note(self, job: Job, stream: int, left_out: int) -> int:
+        """Say that lines are missing; how many are still to be told of, if the note is, too."""
+        if not left_out:
+            return 0
+        note = f"joblet: {left_out} lines left out here; see `rnx job log {job.id[:8]}`\n"
+        return left_out if await self._send(job, stream, note.encode()) else 0
 
     async def _send(self, job: Job, stream: int, lines: bytes) -> int:
         left_out = 0

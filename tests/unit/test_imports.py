@@ -40,7 +40,7 @@ ROOMS = {
         "admin.cli",
         "config",
         "errors",
-    ),  # fmt: skip
+    ),
 }
 
 # Inside the server imports point down: each line may import what stands on the lines below it. What

@@ -14,6 +14,7 @@ from joblet_pb import joblet_pb2 as pb
 MIB: Final = 1 << 20
 SECRET: Final = "***"  # noqa: S105 - what stands for one
 INT32: Final = 2**31 - 1
+INT64: Final = 2**63 - 1
 MAX_TIMEOUT_US: Final = 366 * 86_400_000_000
 
 # fields of a request that a client may set and this server does not serve
@@ -114,8 +115,8 @@ def job_status(job: Job, node_id: str) -> pb.GetJobStatusResponse:
         effective=pb.EffectiveLimits(
             max_cpu=_int32(effective.max_cpu),
             cpu_cores=effective.cpu_cores,
-            max_memory_bytes=effective.max_memory,
-            max_io_bps=effective.max_iobps,
+            max_memory_bytes=_int64(effective.max_memory),
+            max_io_bps=_int64(effective.max_iobps),
             max_tasks=_int32(effective.max_tasks),
             not_enforced=job.not_enforced,
         ),
@@ -123,10 +124,10 @@ def job_status(job: Job, node_id: str) -> pb.GetJobStatusResponse:
         created_by=job.created_by,
         signal=end.signal if end else 0,
         usage=pb.JobUsage(
-            cpu_usec=job.usage.get("cpu_usec", 0),
-            memory_peak_bytes=job.usage.get("memory_peak", 0),
-            io_read_bytes=job.usage.get("io_read", 0),
-            io_write_bytes=job.usage.get("io_write", 0),
+            cpu_usec=_int64(job.usage.get("cpu_usec", 0)),
+            memory_peak_bytes=_int64(job.usage.get("memory_peak", 0)),
+            io_read_bytes=_int64(job.usage.get("io_read", 0)),
+            io_write_bytes=_int64(job.usage.get("io_write", 0)),
         ),
         max_tasks=asked.max_tasks,
         merge=job.spec.merge,
@@ -178,7 +179,7 @@ def timestamp(us: int) -> str:
 
 
 def duration(us: int) -> str:
-    """As Go writes it: 90s is "1m30s"; "" for 0."""
+    """In Go's notation, without parts that are 0: 90 s is "1m30s", an hour "1h"; "" for 0."""
     if not us:
         return ""
     seconds, rest = divmod(us, 1_000_000)
@@ -196,3 +197,7 @@ def _exit_code(job: Job) -> int:
 
 def _int32(value: int) -> int:
     return min(value, INT32)
+
+
+def _int64(value: int) -> int:
+    return min(value, INT64)

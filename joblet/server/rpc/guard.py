@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 # operations that change something: they, and refusals of them, are audited
 CHANGES: Final = frozenset({"run_job", "stop_job"})
+MAX_ID: Final = 36
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -174,5 +175,7 @@ def _audit(
 ) -> None:
     if operation is None or operation.name not in CHANGES:
         return
-    job = getattr(response, "job_uuid", "") or getattr(request, "uuid", "")
+    # the job's own id; of a request that was refused, as much of it as an id has
+    job = getattr(response, "job_uuid", "") or getattr(response, "uuid", "")
+    job = job or getattr(request, "uuid", "")[:MAX_ID]
     audit.record(caller.name, caller.address, path.rpartition("/")[2], result, job=job)

@@ -89,7 +89,8 @@ class JobService:
                     gap=pb.Gap(kind=item.kind, bytes=-1 if item.bytes is None else item.bytes),
                     time_us=item.time_us,
                 )
-        if log.ended:
+        # (one that was not to follow may have stopped before the end that has come meanwhile)
+        if log.ended and follower.offset >= log.size:
             # who asks for the status now must hear how it ended
             await self._supervisor.wait_ended(job.id)
             yield pb.DataChunk(offset_end=follower.offset, end=True)

@@ -5,6 +5,7 @@ Clients of the contract show `details` to people and retry UNAVAILABLE and INTER
 fail the same way again never gets one of these.
 """
 
+import urllib.parse
 from collections.abc import Mapping
 from typing import Final
 
@@ -25,8 +26,18 @@ STATUS: Final[Mapping[Code, grpc.StatusCode]] = {
     Code.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 
-MAX_DETAILS: Final = 4096  # characters; details travel in a header, and headers are bounded
+# bytes; details travel in a header, percent-encoded, and a client takes 8 KiB of headers
+MAX_DETAILS: Final = 4096
 
 
 def of(error: JobletError) -> tuple[grpc.StatusCode, str]:
-    return STATUS[error.code], error.text[:MAX_DETAILS]
+    text = error.text[:MAX_DETAILS]
+    if not text.isascii() or not text.isprintable() or "%" in text:
+        left = MAX_DETAILS
+        for place, char in enumerate(text):
+            # as gRPC does it, or a little more
+            left -= len(urllib.parse.quote(char, safe=" "))
+            if left < 0:
+                text = text[:place]
+                break
+    return STATUS[error.code], text
