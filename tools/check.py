@@ -9,6 +9,7 @@ the run: all are shown, and the exit status is 1.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -78,6 +79,9 @@ def run(checks: list[Check], environ: dict[str, str]) -> list[str]:
 
 def main() -> int:
     begun = time.monotonic()
+    # a shell's background job ignores these two, and tests of Ctrl-C would inherit that
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
     everything = sys.argv[1:] == ["all"]
     path = os.pathsep.join([str(ROOT), str(STUBS)])
     environ = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}

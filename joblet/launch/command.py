@@ -126,9 +126,10 @@ def _run(
         sys.prctl(sys.PR_SET_NO_NEW_PRIVS, 1)
         step = "chdir"
         _enter(plan.cwd)
-        # Python ignores these two, and ignored signals survive exec
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        # ignored signals survive exec: Python ignores two, and who knows what started init mode
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            if signal.getsignal(number) == signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
         step = "exec"
         # bytes: text would be encoded as the service's locale says
