@@ -48,6 +48,7 @@ class Launch:
         self.pid = 0
         self.pidfd = -1
         self.cgroup = ""
+        self.scope_asked_for = False
         self.withdrawn = False
         self.scope: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         # a failed launch is told by the answer to `launch`; nobody need wait for this as well
@@ -93,6 +94,7 @@ class Launches:
             async with self._slots:
                 await self._fork(launch, plan_fd)
                 if not launch.withdrawn:
+                    launch.scope_asked_for = True
                     await self._scopes.start(plan, launch.pid)
             if launch.withdrawn:
                 raise Unavailable(f"launch job {plan.job}", "it was withdrawn")
@@ -166,6 +168,11 @@ class Launches:
                 signal.pidfd_send_signal(launch.pidfd, signal.SIGKILL)
             await _ended(launch.pidfd)
         launch.close()
+        if launch.scope_asked_for:
+            # a PID 1 that dies while systemd starts its scope leaves it failed, or empty
+            with contextlib.suppress(JobletError):
+                await self._scopes.stop(launch.plan.unit)
+                await self._scopes.forget(launch.plan.unit)
         with contextlib.suppress(JobletError):  # what stays, the server finds in the list
             await asyncio.to_thread(self._directories.remove, job)
         self._under_way.discard(job)

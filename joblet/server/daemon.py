@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from joblet import __version__, config
 from joblet.config import Loaded, ServerConfig
+from joblet.errors import Internal
 from joblet.model import Limits
 from joblet.server import access
 from joblet.server.jobtask import Tools
@@ -65,7 +66,10 @@ def main(environ: Mapping[str, str]) -> int:
         security.server_cert, security.server_key, security.ca_cert, now=now
     ):
         log.warning("%s", warning)
-    return asyncio.run(_run(loaded, notify.from_environment(environ)))
+    try:
+        return asyncio.run(_run(loaded, notify.from_environment(environ)))
+    except asyncio.CancelledError:  # by `_background`, which has said why
+        raise Internal("go on", "a task of the server ended", hint="see its journal") from None
 
 
 async def _run(loaded: Loaded, notifier: Notifier) -> int:

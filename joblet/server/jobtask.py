@@ -153,7 +153,16 @@ class JobTask:
                 log.warning("%s", error, extra={"job": self.job.id})
 
         assert self._group  # noqa: S101
-        task = self._group.create_task(helper())
+        begun = helper()
+        try:
+            task = self._group.create_task(begun)
+        except RuntimeError:  # the group is ending, and so is the server
+            for unawaited in (begun, work):
+                if asyncio.iscoroutine(unawaited):
+                    unawaited.close()
+            raise Unavailable(
+                f"see job {self.job.id} through", "the server is stopping", hint="try again"
+            ) from None
         self._helpers.add(task)
         task.add_done_callback(self._helpers.discard)
         if asyncio.iscoroutine(work):  # a helper cancelled before its first step never awaits it

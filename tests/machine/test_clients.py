@@ -398,11 +398,23 @@ def test_errors_of_the_sdk_say_why(sdk: Sdk) -> None:
 
 if os.environ.get("JOBLET_FULL") == "1":
     IDLE_S = 100
-    """gRPC ends a connection on its third ping too many; the SDK sends one every 30 s."""
+    """The SDK sends a ping every 30 s, and gRPC's own patience ends with the third."""
 
-    def test_an_idle_log_stream_stays_up(config: Path, cache: Cache, rnx: HostRnx) -> None:
-        job = rnx.start("sh", "-c", f"echo begun; sleep {IDLE_S}; echo done; exit 3")
+    SERVER_SILENT = "printf 'grpc:\\n  keepAliveTime: 1h\\n' >> /etc/joblet/joblet-config.yml"
+    """As installed, the server's own pings come first, and the client's never."""
+
+    @pytest.mark.parametrize("before", ["", SERVER_SILENT], ids=["as-installed", "server-silent"])
+    def test_an_idle_log_stream_stays_up(
+        before: str, fresh_machine: Nspawn, tmp_path: Path, cache: Cache
+    ) -> None:
+        restart = "systemctl restart joblet.service"
+        fresh_machine.run(f"{before}\n{restart}").check()
+        wait_served(fresh_machine)
         with contextlib.ExitStack() as stack:
+            port = stack.enter_context(fresh_machine.forward(50051))
+            config = configured(fresh_machine, port, tmp_path / "rnx-config.yml")
+            rnx = HostRnx(fresh_machine, rnx_command(cache), config)
+            job = rnx.start("sh", "-c", f"echo begun; sleep {IDLE_S}; echo done; exit 3")
             sdks = [stack.enter_context(Sdk(cache, version, config)) for version in SDKS]
             for sdk in sdks:
                 sdk.ask(("jobs", "get_job_logs"), (job,), {})
@@ -412,4 +424,4 @@ if os.environ.get("JOBLET_FULL") == "1":
                 assert sdk.seconds > IDLE_S - 10
             out, err = follower.communicate(timeout=30)
             assert (follower.returncode, out, err) == (0, b"begun\ndone\n", b"")
-        assert rnx.status(job)["exit_code"] == 3
+            assert rnx.status(job)["exitCode"] == 3

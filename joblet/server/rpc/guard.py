@@ -9,6 +9,7 @@ and its interceptors do not see the client's certificate.
 
 import dataclasses
 import logging
+import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -115,8 +116,8 @@ def _caller(context: "grpc.aio.ServicerContext[Any, Any]", path: str) -> Caller:
 
 
 def _address(peer: str) -> str:
-    """ "ipv4:127.0.0.1:40312" as 127.0.0.1:40312."""
-    return peer.partition(":")[2] or peer
+    """ "ipv4:127.0.0.1:40312" as 127.0.0.1:40312, "ipv6:%5B::1%5D:40312" as [::1]:40312."""
+    return urllib.parse.unquote(peer.partition(":")[2]) or peer
 
 
 def _guard_unary(path: str, handler: Unary) -> Any:

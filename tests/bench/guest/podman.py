@@ -56,7 +56,7 @@ class Podman:
 
     @property
     def peer(self) -> Process:
-        return Process("podman run --rm", *self.run("--rm"))
+        return Process(" ".join(["podman run --rm", *self.options]), *self.run("--rm"))
 
 
 def find() -> Podman:

@@ -201,6 +201,8 @@ def test_cancel_before_the_scope_stands(serve: Serve) -> None:
             with pytest.raises(Unavailable, match="withdrawn"):
                 await server.answer(launch)
             assert not init.alive()
+            # what systemd had made by then is not left to it: it could be failed, or stay empty
+            assert init.scopes.asked == [("stop", plan.unit), ("forget", plan.unit)]
             assert plan.job not in directories(init) | init.host.directories.uids.keys()
             with pytest.raises(InvalidArgument, match="did not launch"):
                 await server.ask("go", job=plan.job)
