@@ -495,3 +495,19 @@ def test_the_server_stops_during_the_clean_up(base: Path) -> None:
             assert list(w.init.jobs) == [job_id(1)]
 
     run(main)
+
+
+def test_a_stop_that_comes_when_the_server_has_let_go(base: Path) -> None:
+    """Somebody may try again with the next server; this one has nothing to stop it with."""
+
+    async def main() -> None:
+        async with world(base) as w:
+            w.init.started = started
+            task = w.new(job())
+            await task.settled
+            await w.let_go()
+            with pytest.raises(Unavailable, match="the server is stopping"):
+                await task.stop("me")
+            assert w.pid1().alive
+
+    run(main)

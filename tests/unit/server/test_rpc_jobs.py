@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: MIT
+"""JobService as clients see it: real gRPC, supervisor, records and logs; a scripted init mode."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from joblet.errors import Unavailable
+from joblet.model import JobSpec, JobState
+from joblet.server.logs import GapKind
+from joblet.server.rpc import jobs as service
+from joblet.server.rpc.jobs import JobService
+from joblet.server.supervisor import Supervisor
+from joblet_pb import joblet_pb2 as pb
+from tests.unit.server.grpc_support import call, channel, failure, serving, stream, unary
+from tests.unit.server.pid1 import Pid1
+from tests.unit.server.support import World, job, job_id, run, supervisor, until, world
+
+pytestmark = pytest.mark.usefixtures("patch")
+
+S = grpc.StatusCode
+RUN, STOP, STATUS, LOGS, LIST = (
+    f"/joblet.JobService/{name}"
+    for name in ("RunJob", "StopJob", "GetJobStatus", "GetJobLogs", "ListJobs")
+)
+
+
+@contextlib.asynccontextmanager
+async def served(
+    base: Path, chunk_bytes: int = 1 << 20
+) -> AsyncIterator[tuple[World, Supervisor, str]]:
+    async with world(base / "world") as w:
+        w.init.started = Pid1.start
+        made = supervisor(w)
+        jobs = JobService(made, node_id="node-1", chunk_bytes=chunk_bytes)
+        try:
+            async with serving(jobs.unary, jobs.streams) as target:
+                yield w, made, target
+        finally:
+            await made.close()
+
+
+async def follow(client: grpc.aio.Channel, number: int = 1, **request: Any) -> list[pb.DataChunk]:
+    wanted = pb.GetJobLogsRequest(uuid=job_id(number), **request)
+    chunks: list[pb.DataChunk] = await call(client, LOGS, wanted)
+    return chunks
+
+
+def test_a_jobs_life(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (w, _, target), channel(target) as client:
+            answer = await call(client, RUN, pb.RunJobRequest(command="sh", args=["-c", "true"]))
+            assert (answer.job_uuid, answer.status, answer.command) == (job_id(1), "RUNNING", "sh")
+            following = asyncio.ensure_future(follow(client))
+            w.pid1().say(b"hello\n")
+            w.pid1().say(b"oops\n", "err")
+            status = await call(client, STATUS, pb.GetJobStatusRequest(uuid=job_id(1)[:8]))
+            assert (status.uuid, status.status, status.node_id) == (job_id(1), "RUNNING", "node-1")
+            assert (status.created_by, status.pid) == ("client", 4711)
+            w.pid1().end(code=3)
+            chunks = await following
+            by_stream = {
+                number: b"".join(c.payload for c in chunks if c.stream == number)
+                for number in (1, 2)
+            }
+            assert by_stream == {1: b"hello\n", 2: b"oops\n"}
+            assert chunks[-1] == pb.DataChunk(offset_end=11, end=True)
+            assert not any(chunk.end for chunk in chunks[:-1])
+            assert all(chunk.time_us for chunk in chunks[:-1])
+            # whoever has seen the log's end is told how it ended
+            status = await call(client, STATUS, pb.GetJobStatusRequest(uuid=job_id(1)))
+            assert (status.status, status.exit_code, status.reason) == ("FAILED", 3, "exited")
+            listed = await call(client, LIST)
+            assert [(one.uuid, one.status) for one in listed.jobs] == [(job_id(1), "FAILED")]
+
+    run(main)
+
+
+def test_stop(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (_, _, target), channel(target) as client:
+            await call(client, RUN, pb.RunJobRequest(command="true"))
+            async with channel(target, "viewer") as viewer:
+                refused = await failure(viewer, STOP, pb.StopJobRequest(uuid=job_id(1)))
+                assert refused[0] is S.PERMISSION_DENIED
+                assert (
+                    len(
+                        await call(
+                            viewer, LOGS, pb.GetJobLogsRequest(uuid=job_id(1), no_follow=True)
+                        )
+                    )
+                    == 0
+                )
+            stopped = await call(client, STOP, pb.StopJobRequest(uuid="00000001"))
+            assert (stopped.uuid, stopped.status, stopped.exit_code) == (job_id(1), "STOPPED", -1)
+            assert stopped.end_time
+            code, details = await failure(client, STOP, pb.StopJobRequest(uuid=job_id(1)))
+            assert code is S.FAILED_PRECONDITION
+            assert f"job is not running: {job_id(1)} (status: STOPPED)" in details
+            status = await call(client, STATUS, pb.GetJobStatusRequest(uuid=job_id(1)))
+            assert (status.stopped_by, status.reason_text) == ("client", "stopped(by client)")
+
+    run(main)
+
+
+@pytest.mark.parametrize("path", [STOP, STATUS, LOGS])
+@pytest.mark.parametrize("uuid", ["", "7", job_id(7), "x" * 10_000, "ä\n"])
+def test_a_job_that_is_not_there(tmp_path: Path, path: str, uuid: str) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (w, _, target), channel(target) as client:
+            request = {
+                STOP: pb.StopJobRequest, STATUS: pb.GetJobStatusRequest, LOGS: pb.GetJobLogsRequest,
+            }[path](uuid=uuid)  # fmt: skip
+            code, details = await failure(client, path, request)
+            assert code is S.NOT_FOUND
+            assert f"job not found: {uuid[:20]}" in details
+            assert await w.logs.list() == []  # and none is made by asking for it
+
+    run(main)
+
+
+def test_requests_that_are_refused(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (w, made, target), channel(target) as client:
+            for request, code, text in (
+                (pb.RunJobRequest(), S.INVALID_ARGUMENT, "invalid request: command is required"),
+                (
+                    pb.RunJobRequest(command="no-such-command"),
+                    S.INVALID_ARGUMENT,
+                    "command not found: no-such-command",
+                ),
+                (pb.RunJobRequest(command="true", max_cpu=-1), S.INVALID_ARGUMENT, "negative"),
+                (pb.RunJobRequest(command="true", timeout="x"), S.INVALID_ARGUMENT, "timeout 'x'"),
+                (pb.RunJobRequest(command="true", schedule="1h"), S.UNIMPLEMENTED, "scheduling"),
+                (
+                    pb.RunJobRequest(command="true", idempotency_key="k" * 129),
+                    S.INVALID_ARGUMENT,
+                    "idempotency_key is longer than 128",
+                ),
+                (
+                    pb.RunJobRequest(command="true", max_memory=100),
+                    S.FAILED_PRECONDITION,
+                    "the kernel did not take it",  # there is no such file in this cgroup
+                ),
+            ):
+                found, details = await failure(client, RUN, request)
+                assert found is code, details
+                assert text in details
+            [record] = await made.list_jobs()  # of the last one
+            assert record.state is JobState.FAILED
+            assert not any(pid1.went for pid1 in w.init.all)
+
+    run(main)
+
+
+def test_the_same_key(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (w, _, target), channel(target) as client:
+            request = pb.RunJobRequest(command="true", idempotency_key="k" * 128)
+            answers = await asyncio.gather(*(unary(client, RUN, request) for _ in range(3)))
+            assert {answer.job_uuid for answer in answers} == {job_id(1)}
+            assert w.init.count("launch") == 1
+
+    run(main)
+
+
+def test_a_launch_that_failed_is_an_error_of_the_call(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (w, _, target), channel(target) as client:
+            w.init.errors["launch"] = [Unavailable("ask init mode", "it is away", hint="wait")]
+            code, details = await failure(client, RUN, pb.RunJobRequest(command="true"))
+            assert (code, details) == (S.UNAVAILABLE, "cannot ask init mode: it is away; wait")
+
+    run(main)
+
+
+def test_a_client_that_hangs_up_during_run_job(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (w, made, target), channel(target) as client:
+            w.init.block("go")
+            calling = unary(client, RUN, pb.RunJobRequest(command="true"))
+            await w.init.reached("go")
+            calling.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await calling
+            w.init.unblock("go")
+            await until(lambda: w.pid1().held and made.running() == 1)
+            status = await call(client, STATUS, pb.GetJobStatusRequest(uuid=job_id(1)))
+            assert status.status in {"INITIALIZING", "RUNNING"}
+
+    run(main)
+
+
+# -- logs ------------------------------------------------------------------------------
+
+
+def test_a_log_is_followed_from_anywhere(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path, chunk_bytes=4) as (w, _, target), channel(target) as client:
+            await call(client, RUN, pb.RunJobRequest(command="true"))
+            w.pid1().say(b"0123456789")
+            answers = stream(client, LOGS, pb.GetJobLogsRequest(uuid=job_id(1)))
+            first = await answers.read()
+            assert (first.payload, first.offset_end, first.stream) == (b"0123", 4, 1)
+            answers.cancel()
+            resumed = asyncio.ensure_future(follow(client, from_offset=4))
+            w.pid1().say(b"abc")
+            w.pid1().end(code=0)
+            chunks = await resumed
+            assert b"".join(chunk.payload for chunk in chunks) == b"456789abc"
+            assert all(len(chunk.payload) <= 4 for chunk in chunks)
+            assert (chunks[-1].end, chunks[-1].offset_end) == (True, 13)
+            # finished: all of it, then the end
+            again = await follow(client)
+            assert b"".join(chunk.payload for chunk in again) == b"0123456789abc"
+            assert again[-1].end
+            [end] = await follow(client, from_offset=13)
+            assert end == pb.DataChunk(offset_end=13, end=True)
+            for offset in (14, -1, 2**62):
+                code, details = await failure(
+                    client, LOGS, pb.GetJobLogsRequest(uuid=job_id(1), from_offset=offset)
+                )
+                assert code is S.INVALID_ARGUMENT
+                assert f"offset {offset}" in details
+
+    run(main)
+
+
+def test_what_there_is_and_no_more(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (w, _, target), channel(target) as client:
+            await call(client, RUN, pb.RunJobRequest(command="true"))
+            assert await follow(client, no_follow=True) == []
+            w.pid1().say(b"so far")
+            log = await w.logs.open(job_id(1))
+            await until(lambda: log.size == 6)
+            [chunk] = await follow(client, no_follow=True)
+            assert (chunk.payload, chunk.end) == (b"so far", False)
+            w.pid1().end(code=0)
+            await follow(client)
+            *_, last = await follow(client, no_follow=True)
+            assert last.end
+
+    run(main)
+
+
+def test_the_end_is_not_claimed_by_who_has_not_read_it(tmp_path: Path) -> None:
+    """A log that grows and ends while somebody reads what there was: that one has not all of it."""
+
+    async def main() -> None:
+        async with served(tmp_path) as (w, made, target), channel(target) as client:
+            await call(client, RUN, pb.RunJobRequest(command="true"))
+            w.pid1().say(b"before")
+            log = await w.logs.open(job_id(1))
+            await until(lambda: log.size == 6)
+
+            class Caller:
+                name = "me"
+
+            jobs = JobService(made, node_id="n", chunk_bytes=1024)
+            request = pb.GetJobLogsRequest(uuid=job_id(1), no_follow=True)
+            answers = jobs.logs(request, Caller())  # type: ignore[arg-type]
+            first = await anext(answers)
+            w.pid1().say(b"behind")
+            w.pid1().end(code=0)
+            await log.wait_ended()
+            rest = [chunk async for chunk in answers]
+            assert (first.payload, rest) == (b"before", [])
+            *_, last = await follow(client, from_offset=6)
+            assert last.end
+
+    run(main)
+
+
+def test_the_end_waits_for_the_record(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (w, _, target), channel(target) as client:
+            await call(client, RUN, pb.RunJobRequest(command="true"))
+            await w.durable(JobState.RUNNING)
+            answers = stream(client, LOGS, pb.GetJobLogsRequest(uuid=job_id(1)))
+            w.store.gate = asyncio.Event()
+            w.pid1().say(b"bye")
+            w.pid1().end(code=5)
+            assert (await answers.read()).payload == b"bye"
+            await until(lambda: w.store.puts[-1].final)
+            last = asyncio.ensure_future(answers.read())
+            status = await call(client, STATUS, pb.GetJobStatusRequest(uuid=job_id(1)))
+            assert status.status == "RUNNING"
+            assert not last.done()
+            w.store.gate.set()
+            assert (await last).end
+            status = await call(client, STATUS, pb.GetJobStatusRequest(uuid=job_id(1)))
+            assert (status.status, status.exit_code) == ("FAILED", 5)
+
+    run(main)
+
+
+def test_gaps_are_told(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (w, _, target), channel(target) as client:
+            await w.records.put(job(7, state=JobState.COMPLETED))
+            log = await w.logs.open(job_id(7))
+            await log.expect([1, 2])
+            await log.append_gap(GapKind.DROPPED, count=5, stream=2)
+            await log.append_gap(GapKind.LOST)
+            for number in (1, 2):
+                await log.finish(number)
+            known, unknown, end = await follow(client, 7)
+            assert (known.gap.kind, known.gap.bytes, known.stream) == ("dropped", 5, 2)
+            assert (known.offset_end, known.payload) == (5, b"")
+            assert (unknown.gap.kind, unknown.gap.bytes) == ("lost", -1)
+            assert unknown.offset_end == end.offset_end == 1 << 40
+            assert end.end
+
+    run(main)
+
+
+def test_a_server_that_stops_ends_its_streams_with_a_reason(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (w, made, target), channel(target) as client:
+            await call(client, RUN, pb.RunJobRequest(command="true"))
+            w.pid1().say(b"x")
+            answers = stream(client, LOGS, pb.GetJobLogsRequest(uuid=job_id(1)))
+            await answers.read()
+            await made.close()
+            await w.logs.stop()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await answers.read()
+            assert caught.value.code() is S.UNAVAILABLE
+            assert "the server is stopping" in (caught.value.details() or "")
+
+    run(main)
+
+
+# -- lists -----------------------------------------------------------------------------
+
+
+def test_of_more_jobs_than_fit_the_newest(tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (w, _, target), channel(target, "viewer") as client:
+            assert list((await call(client, LIST)).jobs) == []
+            for number in range(1, 31):
+                spec = JobSpec("true", args=("x" * 1000,), secret_environment={"A": "hunter2"})
+                await w.records.put(job(number, spec=spec, state=JobState.COMPLETED))
+            listed = await call(client, LIST)
+            assert [one.uuid for one in listed.jobs] == [job_id(n) for n in range(1, 31)]
+            assert "hunter2" not in str(listed)
+            patch.setattr(service, "MAX_LIST_BYTES", 12_000)
+            listed = await call(client, LIST)
+            assert [one.uuid for one in listed.jobs] == [job_id(n) for n in range(21, 31)]
+            assert listed.ByteSize() <= 12_000
+
+    run(main)
