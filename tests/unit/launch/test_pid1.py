@@ -160,7 +160,7 @@ def test_nothing_but_three_descriptors(host: Host) -> None:
 
 def test_what_a_process_inherits(host: Host) -> None:
     script = "umask; ulimit -n; ulimit -Hn; ulimit -c; cat /proc/self/oom_score_adj; "
-    script += "grep -E '^(Sig(Blk|Ign)|NoNewPrivs|Cap(Inh|Bnd|Amb)|Groups)' /proc/self/status"
+    script += "grep -E '^(Sig(Blk|Ign)|NoNewPrivs|CapInh|CapBnd|CapAmb|Groups)' /proc/self/status"
     _, output = host.run(["sh", "-c", script])
     umask, soft, hard, core, adjust, *status = output.decode().splitlines()
     assert (umask, soft, core, adjust) == ("0022", "1024", "0", "0")
