@@ -128,19 +128,11 @@ class Link:
                 await self._wait(write=False)
 
     def _recvmsg(self) -> tuple[bytes, list[int]]:
-        # never socket.recv_fds: it drops MSG_CMSG_CLOEXEC, and a job would inherit what it must not
-        room = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
-        data, ancillary, flags, _ = self._socket.recvmsg(
-            MAX_MESSAGE + 1, room, socket.MSG_CMSG_CLOEXEC
-        )
-        fds = array.array("i")
-        for level, kind, content in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+        data, fds, flags = recv_fds(self._socket, MAX_MESSAGE + 1, MAX_FDS)
         if len(data) > MAX_MESSAGE or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             close_all(fds)
             raise InvalidArgument("read a message", f"it is longer than {MAX_MESSAGE} bytes")
-        return data, list(fds)
+        return data, fds
 
     async def _wait(self, *, write: bool) -> None:
         loop = asyncio.get_running_loop()
@@ -182,6 +174,32 @@ def wake(future: "asyncio.Future[None]") -> None:
     """For add_reader and call_soon: sets the future, once."""
     if not future.done():
         future.set_result(None)
+
+
+async def readable(fd: int) -> None:
+    """Until a descriptor that nobody else waits for can be read, or has hung up."""
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_reader(fd, wake, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)
+
+
+def recv_fds(sock: socket.socket, size: int, count: int) -> tuple[bytes, list[int], int]:
+    """(data, descriptors, flags) of one recvmsg; the descriptors are the caller's.
+
+    Never socket.recv_fds: it drops MSG_CMSG_CLOEXEC, and a job would inherit what it must not.
+    Raises OSError.
+    """
+    room = socket.CMSG_SPACE(count * array.array("i").itemsize)
+    data, ancillary, flags, _ = sock.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return data, list(fds), flags
 
 
 def close_all(fds: Sequence[int]) -> None:

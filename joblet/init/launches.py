@@ -190,7 +190,7 @@ class Launches:
         del self._launches[job]
         try:
             async with asyncio.timeout(READY_S):
-                await _readable(gate)
+                await link.readable(gate.fileno())
             if gate.recv(64) != pid1.READY:
                 raise Internal(f"let job {job} go", "its PID 1 is gone")
             # before the go: PID 1 serves from then on, and whoever is connected first holds the
@@ -249,25 +249,8 @@ def _cgroup(pid: int) -> str:
     return next((line[3:] for line in lines if line.startswith("0::")), "")
 
 
-async def _readable(sock: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_reader(sock, link.wake, ready)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(sock)
-
-
 async def _ended(pidfd: int) -> None:
     """A pidfd is readable when its process has ended; after SIGKILL that is soon."""
-    loop = asyncio.get_running_loop()
-    ended = loop.create_future()
-    loop.add_reader(pidfd, link.wake, ended)
-    try:
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(READY_S):
-            await asyncio.shield(ended)
-    except TimeoutError:
-        pass
-    finally:
-        loop.remove_reader(pidfd)
+            await link.readable(pidfd)

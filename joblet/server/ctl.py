@@ -4,8 +4,6 @@
 While the connection stands, its holder alone reads the job's pipes; closing it gives them back.
 """
 
-import array
-import asyncio
 import contextlib
 import socket
 from typing import Any, Final
@@ -79,32 +77,15 @@ class Ctl:
 
     async def _recv(self) -> tuple[bytes, list[int]]:
         """b"" for a hang-up."""
-        room = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
         while True:
             try:
-                data, ancillary, _, _ = self._socket.recvmsg(
-                    protocol.MAX_MESSAGE, room, socket.MSG_CMSG_CLOEXEC
-                )
+                data, fds, _ = link.recv_fds(self._socket, protocol.MAX_MESSAGE, MAX_FDS)
             except BlockingIOError:
-                await self._readable()
-                continue
+                await link.readable(self._socket.fileno())
             except OSError:
                 return b"", []
-            fds = array.array("i")
-            for level, kind, content in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-            return data, list(fds)
-
-    async def _readable(self) -> None:
-        loop = asyncio.get_running_loop()
-        ready = loop.create_future()
-        fd = self._socket.fileno()
-        loop.add_reader(fd, link.wake, ready)
-        try:
-            await ready
-        finally:
-            loop.remove_reader(fd)
+            else:
+                return data, fds
 
     def close(self) -> None:
         self._socket.close()
