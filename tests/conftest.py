@@ -1,7 +1,25 @@
 # SPDX-License-Identifier: MIT
-"""What holds for every test: one that was skipped has not tested anything, so it fails the run."""
+"""What holds for every test.
+
+A test that was skipped has not tested anything, so it fails the run. Property tests try the same
+examples each time, so that a red run says something about the change at hand; with JOBLET_EXPLORE=1
+they try new ones, to find what nobody has seen yet. A busy machine is no failure: no deadlines.
+"""
+
+import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "joblet",
+    deadline=None,
+    derandomize=not os.environ.get("JOBLET_EXPLORE"),
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+)
+settings.load_profile("joblet")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.x509.oid import NameOID
@@ -144,14 +144,13 @@ def identify(pem: bytes) -> Identity:
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         subject = certificate.subject
-    except (ValueError, UnsupportedAlgorithm):
+        serial = f"{certificate.serial_number:x}"
+        fingerprint = certificate.fingerprint(hashes.SHA256()).hex()
+    # seen for damaged ones: ValueError, TypeError, KeyError, UnsupportedAlgorithm, InvalidVersion
+    except Exception:  # whatever the parser raises, there is no identity
         raise Unauthenticated("identify the client", "its certificate cannot be read") from None
-    return Identity(
-        name=common_name(subject),
-        role=role_of(subject),
-        serial=f"{certificate.serial_number:x}",
-        fingerprint=certificate.fingerprint(hashes.SHA256()).hex(),
-    )
+    name, role = common_name(subject), role_of(subject)
+    return Identity(name=name, role=role, serial=serial, fingerprint=fingerprint)
 
 
 def role_of(subject: x509.Name) -> Role:
@@ -190,7 +189,7 @@ def certificates(pem: str) -> list[x509.Certificate]:
     blocks = re.findall(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", pem, re.DOTALL)
     try:
         found = [x509.load_pem_x509_certificate(block.encode()) for block in blocks]
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except Exception as error:  # the parser raises many kinds, see identify()
         raise InvalidArgument("read a certificate", f"it is damaged ({error})") from None
     if not found:
         raise InvalidArgument("read a certificate", "there is no PEM certificate")
@@ -244,7 +243,7 @@ def owns(key_pem: str, certificate: x509.Certificate) -> bool:
     """Whether a private key is a certificate's. Raises InvalidArgument for what is no key."""
     try:
         key = serialization.load_pem_private_key(key_pem.encode(), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except Exception:  # the parser raises many kinds, see identify()
         # Without the reason: it may quote the key.
         raise InvalidArgument("read a private key", "it is damaged, or has a passphrase") from None
     form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
