@@ -293,7 +293,7 @@ class Nspawn(Machine):
         """Whether a process can be started in it: of a machine that dies, the commands end first,
         with codes that are not theirs, and systemd-nspawn's exit is seen later."""
         try:
-            return self.helper(["true"]).returncode == 0
+            return self.helper(["true"]).code == 0
         except RigError:
             return False
 
