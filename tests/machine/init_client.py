@@ -110,10 +110,11 @@ def describe(number: int) -> dict[str, Any]:
 
 def storm(plan: dict[str, Any], count: int, seed: int) -> dict[str, Any]:
     """Launches that are withdrawn at any moment: cancelled, or hung up on. The jobs, and how they
-    ended."""
+    ended. The first one is cancelled when it is answered, and says how long that takes here."""
     dice = random.Random(seed)
     jobs = []
     answers: dict[str, int] = {}
+    launch_s = 0.0
     for index in range(count):
         job = str(uuid.UUID(int=dice.getrandbits(128), version=4))
         jobs.append(job)
@@ -128,8 +129,13 @@ def storm(plan: dict[str, Any], count: int, seed: int) -> dict[str, Any]:
         request = {"id": 1, "verb": "launch", "job": job}
         socket.send_fds(sock, [json.dumps(request).encode()], [fd])
         os.close(fd)
-        time.sleep(dice.choice((0, dice.uniform(0, 0.02))))
-        if dice.random() < 0.5:
+        if index == 0:
+            begun = time.monotonic()
+            select.select([sock], [], [], 30)
+            launch_s = time.monotonic() - begun
+        else:
+            time.sleep(dice.choice((0, dice.uniform(0, 2 * launch_s))))
+        if index == 0 or dice.random() < 0.5:
             sock.send(json.dumps({"id": 2, "verb": "cancel", "job": job}).encode())
             for _ in range(2):
                 answer = json.loads(sock.recv(link.MAX_MESSAGE))

@@ -6,6 +6,7 @@ one that fails for both would prove nothing. What needs no systemd is in
 tests/unit/launch/test_pid1.py.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.machine.client import Rnx, wait_served
-from tests.machine.rig import Machine, Nspawn, Vm, eventually
+from tests.machine.rig import Machine, Nspawn, RigError, Vm, eventually
 
 PROBE = Path(__file__).with_name("job_probe.py")
 WHERE = "/usr/local/lib/joblet-tests"  # beneath /usr, which jobs see
@@ -172,12 +173,18 @@ def wait_for_log(rnx: Rnx, job: str, expected: bytes) -> None:
     eventually(lambda: rnx.log(job, "--no-follow") == expected, timeout=30, what=f"job {job}")
 
 
-def nothing_left(machine: Machine) -> bool:
+def left(machine: Machine) -> list[str]:
+    """What of jobs there is: units, processes, directories."""
     words = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "joblet-*.scope"]
-    units = machine.run(words).check().text
-    return (
-        not units and not of_jobs(machine) and not machine.run(["ls", "/var/lib/joblet/jobs"]).text
-    )
+    units = machine.run(words).check().text.splitlines()
+    directories = machine.run(["ls", "/var/lib/joblet/jobs"]).check().text.splitlines()
+    return units + of_jobs(machine) + directories
+
+
+def wait_until_empty(machine: Machine, *, timeout: float = 20) -> None:
+    with contextlib.suppress(RigError):
+        eventually(lambda: not left(machine), timeout=timeout)
+    assert left(machine) == []
 
 
 def test_whatever_a_job_does_a_stop_ends_it(rnx: Rnx, machine: Nspawn) -> None:
@@ -199,7 +206,7 @@ def test_whatever_a_job_does_a_stop_ends_it(rnx: Rnx, machine: Nspawn) -> None:
     for name, job in jobs.items():
         status = rnx.status(job)
         assert (status["status"], status["reason"]) == ("STOPPED", "stopped"), name
-    eventually(lambda: nothing_left(machine), timeout=20, what="an empty machine")
+    wait_until_empty(machine)
     assert rnx.log(jobs["suspended"]) == b"up\nbye\n"
 
 
@@ -208,7 +215,7 @@ def test_what_a_command_leaves_behind_ends_with_it(rnx: Rnx, machine: Nspawn) ->
     result = rnx("run", "--follow", "sh", "-c", script)
     assert result.code == 3
     assert result.seconds < 4  # nobody waits for a grace
-    eventually(lambda: nothing_left(machine), what="an empty machine")
+    wait_until_empty(machine)
 
 
 def test_zombies_are_reaped(rnx: Rnx) -> None:
@@ -303,4 +310,4 @@ def test_deeply_nested_directories_are_cleaned_up(rnx: Rnx, machine: Nspawn) -> 
     """Deeper than a stack, longer than a path: what a job can make, its end must remove."""
     nest = "import os\nfor _ in range(3000):\n os.mkdir('d' * 20)\n os.chdir('d' * 20)"
     assert rnx("run", "--follow", "python3", "-c", nest).code == 0
-    eventually(lambda: nothing_left(machine), what="an empty machine")
+    wait_until_empty(machine)
