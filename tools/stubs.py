@@ -4,7 +4,10 @@
 The package is made by the build and never committed. It must import with Debian 12's grpcio 1.51
 and protobuf 3.21 as well as with today's releases, and only a protoc of the 3.21 generation writes
 such code: the distribution's (protobuf-compiler, protobuf-compiler-grpc), or grpcio-tools of the
-same age, as pyproject.toml pins it.
+same age, as pyproject.toml pins it. A protoc of another age on PATH is passed over.
+
+The messages get a descriptor pool of their own. The published SDK describes messages of the same
+names, and in the pool that all share only the first to be imported would be taken.
 
 The .proto is handed to protoc under the virtual path joblet_pb/joblet.proto, so that the generated
 modules import each other from inside the package. Standard library only: setup.py runs this too.
@@ -49,6 +52,10 @@ class _Method(Protocol[_Request]):
         compression: grpc.Compression | None = None,
     ) -> Any: ...
 '''
+GENERATION = "libprotoc 3.21."
+SHARED_POOL = "_descriptor_pool.Default()"
+OWN_POOL = "_descriptor_pool.DescriptorPool()"
+
 SERVICE = re.compile(r"^service (\w+) \{$(.*?)^\}$", re.MULTILINE | re.DOTALL)
 METHOD = re.compile(r"^  rpc (\w+)\((\w+)\) returns \((stream )?(\w+)\);$", re.MULTILINE)
 
@@ -61,8 +68,18 @@ def protoc() -> list[str]:
     """The command that compiles, Debian's if it is complete, else grpcio-tools of this Python."""
     plugin = shutil.which("grpc_python_plugin")
     if shutil.which("protoc") and plugin:
-        return ["protoc", f"--plugin=protoc-gen-grpc_python={plugin}"]
+        version = ["protoc", "--version"]
+        said = subprocess.run(version, check=False, capture_output=True, text=True).stdout
+        if said.startswith(GENERATION):
+            return ["protoc", f"--plugin=protoc-gen-grpc_python={plugin}"]
     return [sys.executable, "-m", "grpc_tools.protoc"]
+
+
+def own_pool(code: str) -> str:
+    """The text of joblet_pb2.py with a descriptor pool of its own. Raises StubsError."""
+    if code.count(SHARED_POOL) != 1:
+        raise StubsError(f"cannot make {PACKAGE}: protoc wrote no {SHARED_POOL}, or several")
+    return code.replace(SHARED_POOL, OWN_POOL)
 
 
 def service_stubs(proto: str) -> str:
@@ -104,6 +121,8 @@ def generate(out: Path) -> None:
                 f"cannot make {PACKAGE}: {' '.join(command)}: {done.stderr.strip()}; install "
                 "protobuf-compiler and protobuf-compiler-grpc, or grpcio-tools for this Python"
             )
+        messages = made / PACKAGE / "joblet_pb2.py"
+        messages.write_text(own_pool(messages.read_text()))
         (made / PACKAGE / "__init__.py").write_text(INIT)
         (made / PACKAGE / "py.typed").write_text("")
         typed = service_stubs((ROOT / PROTO).read_text())
