@@ -19,7 +19,7 @@ SOURCES := joblet rnx tests tools
 
 export PYTHONPATH := $(CURDIR):$(CURDIR)/$(STUBS)
 
-.PHONY: help demo test check lint types unit machine test-machine bench stubs install clean
+.PHONY: help demo test check lint types unit machine test-machine bench stubs wheel install clean
 
 help:
 	@echo 'make demo              run real jobs in a throw-away machine (JOB="command" for your own)'
@@ -28,6 +28,7 @@ help:
 	@echo 'make machine           a shell in a booted machine with this tree in it (SUITE=trixie)'
 	@echo 'make test-machine      the machine tests (K=word picks some)'
 	@echo 'make bench             measurements, with peers beside us'
+	@echo 'make wheel             rnx for every system that has Python: dist/*.whl'
 	@echo 'make install DESTDIR=  what the Debian package holds'
 
 # -- using it ------------------------------------------------------------------------------------
@@ -62,6 +63,11 @@ stubs: $(STUBS)/joblet_pb/joblet_pb2.py
 
 $(STUBS)/joblet_pb/joblet_pb2.py: proto/joblet.proto tools/stubs.py
 	@$(PYTHON) tools/stubs.py $(STUBS)
+
+# For macOS, Windows and any Linux; nothing of it needs network.
+wheel:
+	@tools/host-setup.sh test
+	@$(TOOLS)/python tools/wheel.py dist
 
 # -- installing it -------------------------------------------------------------------------------
 # The server is private, below share/joblet: the published SDK has a top-level package of that name.

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Only the hook that makes joblet_pb; everything else is in pyproject.toml."""
+"""Only what joblet_pb needs, which the build makes; everything else is in pyproject.toml."""
 
 import sys
 from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
+from setuptools.command.egg_info import egg_info
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -24,4 +25,14 @@ class BuildPy(build_py):
             sys.exit(str(error))
 
 
-setup(cmdclass={"build_py": BuildPy})
+class EggInfo(egg_info):
+    """Names the package beside those that setuptools found in the tree."""
+
+    def run(self) -> None:
+        super().run()
+        path = Path(self.egg_info) / "top_level.txt"
+        names = {*path.read_text().split(), stubs.PACKAGE}
+        path.write_text("".join(f"{name}\n" for name in sorted(names)))
+
+
+setup(cmdclass={"build_py": BuildPy, "egg_info": EggInfo})

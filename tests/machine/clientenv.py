@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Clients as people install them, on the host: virtual environments with releases of PyPI.
 
-    rnx_command(cache)             the words that start rnx of this tree's wheel
+    rnx_command(cache, NEWEST)     the words that start rnx of this tree's wheel
     with Sdk(cache, "2.5.1", config) as sdk:
         sdk.jobs.run_job("echo", ["hi"])
 
@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import select
-import shutil
 import subprocess
 import tempfile
 import time
@@ -27,19 +26,26 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tests.machine.rig import Cache, RigError
 from tests.machine.rig.cache import key_of
+from tools.wheel import copy_sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-TREE = Path(__file__).resolve().parents[2]
 DRIVER = Path(__file__).with_name("sdk_driver.py")
 PYTHON = "/usr/bin/python3"
 
 GRPC = ("grpcio==1.85.3", "protobuf==7.36.2")
 SDK = "joblet-sdk-python"
+NEWEST_SDK = f"{SDK}==2.5.2"
 
-WHEEL_SOURCES = ("rnx", "proto", "tools/stubs.py", "setup.py", "pyproject.toml", "MANIFEST.in")
-"""All that the wheel is made of."""
+NEWEST = (*GRPC, "click==8.5.1", "PyYAML==6.0.4", NEWEST_SDK)
+"""What rnx meets in an environment made today, beside the published SDK."""
+
+OLDEST = {
+    (3, 11): ("grpcio==1.51.1", "protobuf==4.21.12", "click==8.1.3", "PyYAML==6.0"),
+    (3, 13): ("grpcio==1.66.2", "protobuf==4.21.12", "click==8.1.3", "PyYAML==6.0.2"),
+}
+"""The oldest that rnx says it works with, as far as there are wheels of it for this Python."""
 
 INSTALL_S = 300
 CALL_S = 30.0
@@ -48,12 +54,21 @@ NO_PROTOC = "/nonexistent"
 """A PATH for building the wheel as on a machine that has no protoc, which is most of them."""
 
 
-def rnx_command(cache: Cache) -> list[str]:
-    """rnx of this tree's wheel, with the newest gRPC and protobuf."""
+def oldest() -> tuple[str, ...]:
+    """OLDEST for the Python that environments are made of."""
+    code = "import sys; print(*sys.version_info[:2])"
+    major, minor = _run([PYTHON, "-c", code]).split()
+    return OLDEST[int(major), int(minor)]
+
+
+def rnx_command(cache: Cache, requirements: Sequence[str] = NEWEST) -> list[str]:
+    """rnx of this tree's wheel in an environment with these requirements."""
     with tempfile.TemporaryDirectory(prefix="joblet-wheel-") as name:
         tree = Path(name) / "tree"
         digest = _copy_sources(tree)
-        venv = _venv(cache, GRPC, "this tree's rnx", digest, lambda: [_wheel(cache, tree)])
+        venv = _venv(
+            cache, requirements, "this tree's rnx", digest, lambda: [_wheel(cache, tree, digest)]
+        )
     # An entry of the cache is renamed when it is finished, and scripts name their interpreter.
     return [str(venv / "bin/python"), str(venv / "bin/rnx")]
 
@@ -161,8 +176,8 @@ def _venv(
     return cache.entry(KIND, key, f"an environment for {what}", build)
 
 
-def _wheel(cache: Cache, tree: Path) -> Path:
-    """Builds the wheel in the tree, with what pyproject.toml names as its requirements."""
+def _wheel(cache: Cache, tree: Path, digest: str) -> Path:
+    """The wheel, built in the tree with what pyproject.toml names as its requirements."""
     with (tree / "pyproject.toml").open("rb") as file:
         requires = tomllib.load(file)["build-system"]["requires"]
     python = cache.entry(
@@ -171,10 +186,13 @@ def _wheel(cache: Cache, tree: Path) -> Path:
         "an environment to build wheels in",
         lambda target: _build_venv(target, requires),
     )
-    out = tree.parent / "wheel"
-    words = [str(python / "bin/python"), "-m", "pip", "wheel", "--quiet", "--no-deps"]
-    _run([*words, "--no-build-isolation", f"--wheel-dir={out}", str(tree)], PATH=NO_PROTOC)
-    (wheel,) = out.iterdir()
+
+    def build(target: Path) -> None:
+        words = [str(python / "bin/python"), "-m", "pip", "wheel", "--quiet", "--no-deps"]
+        _run([*words, "--no-build-isolation", f"--wheel-dir={target}", str(tree)], PATH=NO_PROTOC)
+
+    key = key_of("wheel", _python(), requires, digest)
+    (wheel,) = cache.entry(KIND, key, "this tree's wheel", build).iterdir()
     return wheel
 
 
@@ -217,14 +235,7 @@ def _copy_sources(tree: Path) -> str:
     """Copies what the wheel is made of, and returns its hash: what is hashed must be what is built,
     and pip leaves things in the tree that it builds."""
     digest = hashlib.sha256()
-    for name in WHEEL_SOURCES:
-        source = TREE / name
-        for path in sorted([source] if source.is_file() else source.rglob("*")):
-            if not path.is_file() or "__pycache__" in path.parts:
-                continue
-            target = tree / path.relative_to(TREE)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-            content = target.read_bytes()
-            digest.update(f"{path.relative_to(TREE)} {len(content)}\n".encode() + content)
+    for path in copy_sources(tree):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(tree)} {len(content)}\n".encode() + content)
     return digest.hexdigest()

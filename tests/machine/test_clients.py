@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Clients that exist, against the installed server: the wheel of this tree and the published SDK,
-both with the newest gRPC and protobuf, while the server has its distribution's.
+both with the newest gRPC and protobuf, while the server has its distribution's. rnx lives in one
+environment with the SDK there, and is tried with the oldest of what it needs, too.
 
 With JOBLET_FULL=1 there is one test more, which takes as long as gRPC's patience.
 """
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from rnx import __version__ as VERSION
 from tests.machine.client import Rnx, wait_served
-from tests.machine.clientenv import GRPC, Sdk, SdkError, rnx_command
+from tests.machine.clientenv import NEWEST, Sdk, SdkError, oldest, rnx_command
 from tests.machine.rig import Result, eventually
 
 if TYPE_CHECKING:
@@ -144,10 +146,53 @@ def sdk(request: pytest.FixtureRequest, config: Path, cache: Cache) -> Iterator[
 # ------------------------------------------------------------------------------------- rnx's wheel
 
 
-def test_the_wheel_works_with_the_newest_releases(rnx: HostRnx) -> None:
-    versions = "import google.protobuf as p, grpc; print(grpc.__version__, p.__version__)"
-    seen = subprocess.run([rnx.command[0], "-c", versions], check=True, capture_output=True)
-    assert seen.stdout.decode().split() == [pin.partition("==")[2] for pin in GRPC]
+BESIDE_THE_SDK = """
+import csv, importlib.metadata, io, pathlib, sys
+def files(name):
+    record = importlib.metadata.distribution(name).read_text("RECORD")
+    return {row[0] for row in csv.reader(io.StringIO(record))}
+ours, theirs = files("joblet-rnx"), files("joblet-sdk-python")
+assert ours and theirs and not ours & theirs, ours & theirs
+site = pathlib.Path(importlib.metadata.distribution("joblet-rnx").locate_file(""))
+for name in sys.argv[1:]:
+    __import__(name)
+import joblet.proto.joblet_pb2 as published
+from joblet_pb import joblet_pb2 as served
+import joblet, rnx
+for module in (joblet, rnx, served):
+    assert pathlib.Path(module.__file__).is_relative_to(site), module
+asked = published.GetJobLogsRequest(uuid="j").SerializeToString()
+assert served.GetJobLogsRequest.FromString(asked).uuid == "j"
+"""
+"""No file of one is the other's, and a process may use both, whichever it imports first."""
+
+
+def versions_of(python: str, names: list[str]) -> list[str]:
+    code = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
+    seen = subprocess.run([python, "-c", code, *names], check=True, capture_output=True)
+    return seen.stdout.decode().split()
+
+
+def test_the_wheel_lives_beside_the_published_sdk(cache: Cache) -> None:
+    command = rnx_command(cache)
+    for order in (("joblet.proto.joblet_pb2", "rnx.client"), ("rnx.client", "joblet")):
+        words = [command[0], "-W", "ignore", "-I", "-c", BESIDE_THE_SDK, *order]
+        subprocess.run(words, check=True, timeout=60)
+    environ = {"HOME": "/nonexistent", "PATH": "/usr/bin"}
+    ran = subprocess.run([*command, "--version"], env=environ, capture_output=True, timeout=60)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, f"rnx {VERSION}\n".encode(), b"")
+
+
+@pytest.mark.parametrize("requirements", [NEWEST, oldest()], ids=["newest", "oldest"])
+def test_the_wheel_works_with(
+    requirements: tuple[str, ...], machine: Nspawn, config: Path, cache: Cache
+) -> None:
+    rnx = HostRnx(machine, rnx_command(cache, requirements), config)
+    names, pins = zip(*(pin.split("==") for pin in requirements), strict=True)
+    assert versions_of(rnx.command[0], list(names)) == list(pins)
+    shown = rnx("--help")
+    assert (shown.code, shown.errors) == (0, "")
+    assert shown.text.startswith("Usage: rnx ")
 
     ran = rnx("run", "--name=from-afar", "--follow", "sh", "-c", "echo out; echo err >&2; exit 3")
     assert ran.code == 3
