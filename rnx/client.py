@@ -47,7 +47,8 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 # What grpc says when there is no connection -> what it means here, and what to do.
-# The texts come from gRPC's C core and from two TLS libraries, hence the variants.
+# The texts come from gRPC's C core, from two TLS libraries and from the system, hence the variants;
+# Windows says it in the user's language, and what is not known here is shown as it comes.
 TROUBLE: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (
         ("is not in peer certificate", "Hostname Verification Check failed"),
@@ -66,7 +67,7 @@ TROUBLE: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "check the port",
     ),
     (
-        ("Connection refused",),
+        ("Connection refused", "actively refused it"),
         "connection refused",
         "check the address, and that joblet.service is running there",
     ),
@@ -103,7 +104,11 @@ TROUBLE: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "no answer",
         "check the address, the network and firewalls between",
     ),
-    (("Network is unreachable", "No route to host"), "no way to the host", "check the network"),
+    (
+        ("Network is unreachable", "No route to host", "Host is down"),
+        "no way to the host",
+        "check the network",
+    ),
 )
 
 Answer = TypeVar("Answer", bound=Message)

@@ -8,11 +8,14 @@
         nodeId: text             # optional, for people
         serverName: text         # optional: the name to expect in the server's certificate
 
-Other keys are ignored, as published clients do. Certificates are embedded, never paths.
+Other keys are ignored, as published clients do. Certificates are embedded, never paths. The file is
+UTF-8; Windows' editors and shells put a mark before it or write UTF-16, and that is read as well.
 """
 
+import codecs
 import dataclasses
 import ipaddress
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,6 +73,8 @@ def candidates(environ: Mapping[str, str], cwd: Path, home: Path) -> Iterator[Pa
     yield cwd / FILE
     yield cwd / "config" / FILE
     yield home / ".rnx" / FILE
+    if os.name == "nt":  # there /etc is a directory of the current drive that any user may make
+        return
     yield Path("/etc/joblet") / FILE
     yield Path("/opt/joblet/config") / FILE
 
@@ -96,7 +101,7 @@ def find(explicit: str | None, environ: Mapping[str, str], cwd: Path, home: Path
 def load(path: Path) -> Config:
     """Raises ConfigError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _decode(path.read_bytes())
     except FileNotFoundError:
         raise ConfigError(f"client configuration file not found: {path}") from None
     except PermissionError:
@@ -104,7 +109,7 @@ def load(path: Path) -> Config:
             f"cannot read {path}: permission denied; what `joblet cert` writes is for root and the "
             "group rnx: join the group, or name a file of your own with --config"
         ) from None
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise ConfigError(f"cannot read {path}: it is not UTF-8 text") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
@@ -115,6 +120,13 @@ def load(path: Path) -> Config:
     if not isinstance(nodes, dict):
         raise ConfigError(f"cannot read {path}: `nodes` is not a mapping of names to nodes")
     return Config(path, {str(name): node for name, node in nodes.items()})
+
+
+def _decode(content: bytes) -> str:
+    """Raises UnicodeError."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    return content.decode("utf-8-sig")
 
 
 def _is_there(path: Path) -> bool:

@@ -7,6 +7,7 @@ tearing down an interpreter that has loaded grpc 20.
 
 import contextlib
 import gc
+import io
 import os
 import sys
 from pathlib import Path
@@ -36,7 +37,13 @@ def _open_streams() -> None:
     would get their descriptors, and click prints help without asking whether there is a stdout.
 
     In the order of the descriptors, because a new one gets the lowest that is free.
+
+    What click prints becomes the same bytes as what rnx prints itself: UTF-8, on Windows too, where
+    the code page has no sign for some of help's characters.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from joblet_pb.joblet_pb2 import GetJobStatusResponse
 
 
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+
 def parse_time(text: str) -> datetime.datetime | None:
     """RFC 3339, with its own zone; None for anything else."""
     try:
@@ -38,7 +41,8 @@ def status_time(text: str) -> str:
 
 def rfc3339(seconds: float) -> str:
     """Seconds since the epoch as UTC, to the second."""
-    moment = datetime.datetime.fromtimestamp(int(seconds), datetime.UTC)
+    # added, because fromtimestamp() takes fewer years on Windows than elsewhere
+    moment = EPOCH + datetime.timedelta(seconds=int(seconds))
     return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 

@@ -83,7 +83,7 @@ class Environment:
     def note(self, text: str) -> None:
         """A line for people, to stderr. What it quotes is made harmless; a closed stderr is no
         reason to stop."""
-        with contextlib.suppress(BrokenPipeError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # Windows knows no BrokenPipeError
             self.write_err(f"{harmless(text)}\n".encode(errors="backslashreplace"))
 
     def status(self, word: str) -> str:

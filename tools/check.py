@@ -43,6 +43,19 @@ def lint() -> list[Check]:
         ("format", [str(TOOLS / "ruff"), "format", "--check", "-q", *TREES]),
         ("lint", [str(TOOLS / "ruff"), "check", "-q", *TREES]),
         ("types", [str(TOOLS / "mypy"), "joblet", "rnx", "tests", "tools"]),
+        # names that these systems do not have are mistakes there
+        *(
+            (
+                f"types of rnx on {system}",
+                [
+                    str(TOOLS / "mypy"),
+                    f"--platform={system}",
+                    f"--cache-dir=.mypy_cache/{system}",
+                    "rnx",
+                ],
+            )
+            for system in ("darwin", "win32")
+        ),
         ("dead code", [str(TOOLS / "vulture")]),
         ("shell", ["shellcheck", *tracked(".sh"), ".ci/run"]),
         # CapInh, of /proc/PID/status

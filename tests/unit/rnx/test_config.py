@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Where a configuration is found, and what is said about one that cannot be used."""
 
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import rnx.config
 from rnx.config import Config, candidates, find, load
 from rnx.errors import ConfigError
 from tests.unit.rnx.certs import Authority, Pair
@@ -45,7 +47,8 @@ def test_the_search_goes_in_order(tree: dict[str, Path], tmp_path: Path) -> None
         place.unlink()
 
 
-def test_system_wide_places_come_last() -> None:
+def test_system_wide_places_come_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rnx.config, "os", types.SimpleNamespace(name="posix"))
     *_, etc, opt = candidates({}, Path("/c"), Path("/h"))
     assert (etc, opt) == (
         Path("/etc/joblet/rnx-config.yml"),
@@ -120,7 +123,7 @@ def test_a_file_of_others_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mo
     def refuse(*_: Any, **__: Any) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(ConfigError, match=r"permission denied; .*group rnx"):
         load(tmp_path / "c.yml")
 
