@@ -78,7 +78,7 @@ install: stubs
 	tools/copy-packages.sh $(DESTDIR)$(SITE) rnx $(STUBS)/joblet_pb
 	install -m 755 tools/bin/joblet $(DESTDIR)$(PREFIX)/bin/joblet
 	install -m 755 tools/bin/rnx $(DESTDIR)$(PREFIX)/bin/rnx
-	install -m 644 -t $(DESTDIR)$(UNITS) units/*.service units/*.socket units/*.slice
+	install -m 644 -t $(DESTDIR)$(UNITS) units/*.service units/*.socket units/*.slice units/*.mount
 	install -D -m 644 units/joblet-sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/joblet.conf
 	install -D -m 644 units/joblet-tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/joblet.conf
 

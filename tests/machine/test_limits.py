@@ -50,6 +50,17 @@ def test_effective_limits_are_what_was_asked(rnx: Rnx, vm: Vm) -> None:
     assert rnx("stop", job).code == 0
 
 
+def test_limits_of_all_jobs_together_reach_the_kernel(rnx: Rnx, vm: Vm) -> None:
+    job = rnx.start("sleep", "600")
+    pids_max = "/sys/fs/cgroup/joblet.slice/pids.max"
+    before = vm.read(pids_max)
+    vm.run(["systemctl", "set-property", "--runtime", "joblet.slice", "TasksMax=777"]).check()
+    assert vm.read(pids_max) == b"777\n"
+    vm.run(["systemctl", "revert", "joblet.slice"]).check()
+    assert vm.read(pids_max) == before
+    assert rnx("stop", job).code == 0
+
+
 def test_a_memory_hog_ends_with_reason_oom(rnx: Rnx) -> None:
     hog = "x = bytearray()\nfor _ in range(128): x += bytes(1 << 20)"
     assert rnx("run", "--follow", "python3", "-c", hog, timeout=120).code == 0  # without a limit

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 UNITS = Path(__file__).parents[3] / "units"
-NAMES = ["joblet.service", "joblet-init.service", "joblet-init.socket", "joblet.slice"]
+STAGE = "run-joblet\\x2dstage.mount"
+NAMES = ["joblet.service", "joblet-init.service", "joblet-init.socket", "joblet.slice", STAGE]
 
 # What a process hands on to its children, or makes a mount namespace that they would be in: a job
 # must have none of it from init mode.
@@ -71,6 +72,25 @@ def test_both_halves_come_back_and_outlive_the_slice(name: str) -> None:
     assert (service["Type"], service["ExecStart"]) == ("notify", "/usr/bin/joblet")
     assert "joblet.slice" not in " ".join(parsed["Unit"].values())
     assert name in unit("joblet.slice")["Unit"]["After"].split()
+
+
+def test_the_stage_is_small_private_memory_that_nobody_mounts_yet() -> None:
+    parsed = unit(STAGE)
+    mount = parsed["Mount"]
+    assert (mount["What"], mount["Where"], mount["Type"]) == ("tmpfs", "/run/joblet-stage", "tmpfs")
+    options = set(mount["Options"].split(","))
+    assert {"mode=0700", "uid=joblet", "gid=joblet", "size=50%"} <= options
+    assert {"nosuid", "nodev", "noexec"} <= options
+    assert "Install" not in parsed
+    naming = [name for name in NAMES if "joblet-stage" in (UNITS / name).read_text()]
+    assert naming == [STAGE]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_unit_says_where_to_read_on(name: str) -> None:
+    pages = unit(name)["Unit"]["Documentation"].split()
+    assert "man:joblet(8)" in pages
+    assert all(re.fullmatch(r"man:[a-z.-]+\([1-8]\)", page) for page in pages)
 
 
 def test_the_sockets_path_is_in_no_runtime_directory() -> None:
