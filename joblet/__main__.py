@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from joblet import __version__
-from joblet.errors import Code, JobletError
+from joblet.errors import Code, InvalidArgument, JobletError
 
 USAGE: Final = """\
 usage: joblet                 run the server (or init mode: JOBLET_MODE=init)
@@ -36,8 +36,10 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
     try:
         return _run(arguments, environ)
     except JobletError as error:
-        print(f"joblet: {error.text}", file=sys.stderr)  # noqa: T201
         from joblet.config import ConfigurationError
+        from joblet.systemd import failure
+
+        failure.tell(error.text, environ)
 
         is_config = isinstance(error, ConfigurationError)
         return EX_CONFIG if is_config else EXIT_CODES.get(error.code, 1)
@@ -74,8 +76,9 @@ def _run(arguments: list[str], environ: Mapping[str, str]) -> int:
 
             return init(zygote, environ)
         case other:
-            print(f"joblet: JOBLET_MODE is {other!r}, not server or init", file=sys.stderr)  # noqa: T201
-            return 64
+            raise InvalidArgument(
+                "start", f"JOBLET_MODE is {other!r}", hint="it is server (the default) or init"
+            )
 
 
 if __name__ == "__main__":

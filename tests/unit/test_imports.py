@@ -40,6 +40,7 @@ ROOMS = {
         "admin.cli",
         "config",
         "errors",
+        "systemd.failure",
     ),
 }
 
@@ -51,8 +52,8 @@ SERVER = (
     ("rpc",),
     ("supervisor",),
     ("jobtask", "recovery"),
-    ("journal",),
-    ("launcher", "ctl", "units"),
+    ("journal", "events"),
+    ("launcher", "ctl", "units", "load"),
     ("records", "logs", "access", "limits", "admission", "ending", "audit"),
 )
 NOUNS = ("records",)
