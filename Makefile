@@ -15,6 +15,7 @@ STUBS := build/stubs
 PRIVATE := $(PREFIX)/share/joblet
 SITE := $(PREFIX)/lib/python3/dist-packages
 UNITS := $(PREFIX)/lib/systemd/system
+CATALOG := $(PREFIX)/lib/systemd/catalog
 SOURCES := joblet rnx tests tools
 
 export PYTHONPATH := $(CURDIR):$(CURDIR)/$(STUBS)
@@ -79,6 +80,7 @@ install: stubs
 	install -m 755 tools/bin/joblet $(DESTDIR)$(PREFIX)/bin/joblet
 	install -m 755 tools/bin/rnx $(DESTDIR)$(PREFIX)/bin/rnx
 	install -m 644 -t $(DESTDIR)$(UNITS) units/*.service units/*.socket units/*.slice units/*.mount
+	install -D -m 644 units/joblet.catalog $(DESTDIR)$(CATALOG)/joblet.catalog
 	install -D -m 644 units/joblet-sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/joblet.conf
 	install -D -m 644 units/joblet-tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/joblet.conf
 

@@ -26,9 +26,10 @@ from joblet.init.launches import Launches
 from joblet.init.requests import Connection
 from joblet.init.scopes import Scopes
 from joblet.launch.zygote import Zygote
-from joblet.systemd import notify
+from joblet.systemd import messages, notify
 from joblet.systemd.bus import Bus
 from joblet.systemd.journal import Journal, setup
+from joblet.systemd.statusline import StatusLine, count
 from joblet.systemd.units import Manager
 
 log = logging.getLogger(__name__)
@@ -107,21 +108,30 @@ async def _run(
         serving = asyncio.create_task(server.serve(listener))
         broken = asyncio.create_task(launches.zygote_gone.wait())
         stopping = asyncio.create_task(stop.wait())
-        notifier.ready(f"joblet {__version__}: ready to launch jobs")
-        log.info("ready, joblet %s", __version__)
+        line = StatusLine(notifier, lambda: _line(launches))
+        launches.on_change = line.touch
+        telling = asyncio.create_task(line.run())
+        log.info("ready to launch jobs, joblet %s", __version__)
+        notifier.ready(_line(launches))
         done, pending = await asyncio.wait(
-            {serving, broken, stopping}, return_when=asyncio.FIRST_COMPLETED
+            {serving, broken, stopping, telling}, return_when=asyncio.FIRST_COMPLETED
         )
         notifier.stopping()
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
-        if serving in done:
-            serving.result()
+        for task in (serving, telling):
+            if task in done:
+                task.result()
         if broken in done:
             # systemd starts us again, with a new one; nothing else helps
             raise Internal("launch jobs", "the zygote is gone")
     return 0
+
+
+def _line(launches: Launches) -> str:
+    failed = f", {launches.failed} failed" if launches.failed else ""
+    return f"ready; {count(launches.launched, 'job')} launched{failed} since the start"
 
 
 class Server:
@@ -171,6 +181,7 @@ class Server:
                 pid,
                 uid,
                 self._policy.server_user,
+                extra={"fields": {"MESSAGE_ID": messages.STRANGER_REFUSED}},
             )
             peer.close()
             return

@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from joblet import link
 from joblet.config import InitPolicy
@@ -34,6 +34,9 @@ from joblet.init.scopes import Scopes
 from joblet.launch import pid1
 from joblet.launch.plan import Plan
 from joblet.launch.zygote import Zygote
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 READY_S: Final = 30.0  # from the fork to `ctl`; about 1 ms, but a host can be busy
 IN_FLIGHT: Final = 32  # launches between fork and scope; more wait their turn
@@ -76,6 +79,8 @@ class Launches:
         self._forking = asyncio.Lock()
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self.zygote_gone = asyncio.Event()
+        self.launched = self.failed = 0  # since the start
+        self.on_change: Callable[[], None] = lambda: None  # one of these has changed
 
     async def launch(self, job: str, plan_fd: int) -> Launch:
         """Everything up to the gate. Raises JobletError; then nothing is left of it."""
@@ -100,6 +105,8 @@ class Launches:
                 raise Unavailable(f"launch job {plan.job}", "it was withdrawn")
             launch.cgroup = _cgroup(launch.pid)
         except BaseException as error:
+            self.failed += not launch.withdrawn
+            self.on_change()
             await self._undo(launch, error)
             raise
         launch.scope.set_result(launch.pid)
@@ -208,6 +215,8 @@ class Launches:
         finally:
             launch.close()
             self._under_way.discard(job)
+        self.launched += 1
+        self.on_change()
         return ctl
 
     def cancel(self, job: str) -> None:

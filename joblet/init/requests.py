@@ -209,7 +209,8 @@ class Connection:
             data = base64.b64decode(message.get("data", ""), validate=True)
         except (binascii.Error, TypeError, ValueError):
             raise InvalidArgument(f"copy output of job {job}", "data is not base64") from None
-        return {"left_out": self._journal.copy(job, stream, data)}, ()
+        missing = link.number(message, "missing", 0, MAX_ID) if "missing" in message else 0
+        return {"left_out": self._journal.copy(job, stream, data, missing=missing)}, ()
 
     def _own(self, message: Message) -> str:
         job = _job(message)

@@ -16,6 +16,7 @@ from joblet.systemd import properties
 from joblet.systemd.properties import Property
 from joblet.systemd.units import Manager, NoSuchUnit
 
+DOCUMENTATION: Final = ("man:rnx(1)", "man:joblet(8)")
 STOP_S: Final = 630.0  # the longest TimeoutStopSec that the policy can permit, and a little
 
 
@@ -45,6 +46,7 @@ class Scopes:
     def _properties(self, plan: Plan) -> list[Property]:
         made = [
             properties.description(permits.description(plan)),
+            properties.documentation(DOCUMENTATION),
             properties.slice_(self._policy.slice),
             # a failed scope stays until the record is safe; any other may go at once
             properties.collect_mode("inactive"),

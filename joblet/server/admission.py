@@ -19,6 +19,9 @@ from joblet.model import Job, JobSpec
 WHAT: Final = "run the job"
 MAX_ENV_VALUE: Final = 32768  # bytes, as the published clients say
 MAX_NAME: Final = 256
+# characters of a description: with the id they are fewer than init mode takes
+MAX_SHOWN_NAME: Final = 60
+MAX_SHOWN_COMMAND: Final = 100
 # bytes of arguments and environment together, as a plan carries them; it has room for 1 MiB
 MAX_PLAN_STRINGS: Final = 786_432
 DEFAULT_PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
@@ -142,7 +145,14 @@ def free_uid_base(taken: Collection[int]) -> int:
 
 
 def describe(job: Job) -> str:
-    """What systemctl shows of a job: `rnx job 4f1c2a90: python3 train.py`, without its secrets."""
+    """What systemctl shows of a job: `rnx job 4f1c2a90: python3 train.py`."""
+    name, command = shown(job)
+    return f"rnx job {job.id[:8]}{f' ({name})' if name else ''}: {command}"
+
+
+def shown(job: Job) -> tuple[str, str]:
+    """A job's name ("" for none) and what it runs, for people: short, each on one line, without its
+    secrets and without what a terminal obeys."""
     spec = job.spec
     # longer ones first: one may be a part of another
     secrets = sorted(filter(None, spec.secret_environment.values()), key=len, reverse=True)
@@ -156,8 +166,7 @@ def describe(job: Job) -> str:
     words = masked(" ".join([command, *spec.args])).split()
     # again: without its spaces and what is no letter, a text may have become a secret
     text = masked("".join(c if c.isprintable() else "?" for c in " ".join(words)))
-    name = f" ({masked(spec.name)})" if spec.name else ""
-    return f"rnx job {job.id[:8]}{name}: {text:.100}"
+    return f"{masked(spec.name):.{MAX_SHOWN_NAME}}", f"{text:.{MAX_SHOWN_COMMAND}}"
 
 
 def plan(job: Job, path: str, properties: Mapping[str, object], *, grace_us: int) -> Plan:

@@ -26,27 +26,28 @@ from joblet import __version__, config
 from joblet.config import Loaded, ServerConfig
 from joblet.errors import Internal
 from joblet.model import Limits
-from joblet.server import access
+from joblet.server import access, events
 from joblet.server.jobtask import Tools
 from joblet.server.journal import Copier
 from joblet.server.launcher import Launcher
-from joblet.server.limits import MIB, Enforcement
+from joblet.server.limits import CONTROLLERS, MIB, Enforcement
+from joblet.server.load import Load
 from joblet.server.logs import LogStore
 from joblet.server.records import Records
 from joblet.server.rpc import listener, runtimes
 from joblet.server.rpc.jobs import JobService
 from joblet.server.supervisor import Settings, Supervisor
 from joblet.server.units import JobUnits
-from joblet.systemd import notify
+from joblet.systemd import messages, notify
 from joblet.systemd.bus import Bus
 from joblet.systemd.journal import setup
 from joblet.systemd.notify import Notifier
+from joblet.systemd.statusline import StatusLine, count
 from joblet.systemd.units import Manager
 
 log = logging.getLogger(__name__)
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-STATUS_S: Final = 5.0  # between two status lines and, at most, two watchdog messages
 STOP_S: Final = 5.0  # of each step of the stop
 CALLS_S: Final = 1.0  # that calls under way have when the server stops
 
@@ -65,7 +66,7 @@ def main(environ: Mapping[str, str]) -> int:
     for warning in access.check_server(
         security.server_cert, security.server_key, security.ca_cert, now=now
     ):
-        log.warning("%s", warning)
+        log.warning("%s", warning, extra={"fields": {"MESSAGE_ID": messages.CERTIFICATE}})
     try:
         return asyncio.run(_run(loaded, notify.from_environment(environ)))
     except asyncio.CancelledError:  # by `_background`, which has said why
@@ -79,6 +80,8 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     boot_id = BOOT_ID.read_text().strip()
+    there = _enforcement(settings).controllers()
+    unenforced = [name for name, controller in CONTROLLERS.items() if controller not in there]
     async with contextlib.AsyncExitStack() as stack:
         records = await Records.open(Path(settings.paths.state_dir) / "joblet.db")
         stack.push_async_callback(_bounded, "close the records", records.close)
@@ -87,7 +90,9 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
         stack.push_async_callback(_bounded, "close the log store", logs.stop)
         launcher = Launcher(settings.paths.init_socket)
         await stack.enter_async_context(_background(launcher.run()))
+        notifier.status("starting: waiting for init mode (joblet-init.service)")
         await launcher.wait_up()
+        notifier.status("starting: taking back jobs of an earlier server")
         bus = Bus()
         await bus.connect()
         stack.push_async_callback(_bounded, "leave the bus", bus.close)
@@ -108,13 +113,27 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
         await server.start()
         stack.push_async_callback(_bounded, "end calls", lambda: server.stop(CALLS_S))
         address = f"{settings.server.address}:{settings.server.port}"
-        notifier.ready(_status(supervisor))
+        # not before: a start that fails and is tried again need not say it each time
+        refused = settings.limits.on_missing_controller == "refuse"
+        events.host_enforces_not(unenforced, refused=refused)
+        load = Load(supervisor.running, logs.bytes_moved, loop.time)
+        line = StatusLine(notifier, load.line, moving=load.moving)
+        supervisor.on_change = line.touch
+        # before systemd says so, too: the reason why it is ready stands above it
         log.info("ready, joblet %s on %s, configured by %s", __version__, address, loaded.source)
-        await stack.enter_async_context(_background(_tell(notifier, supervisor)))
+        notifier.ready(load.line())
+        await stack.enter_async_context(_background(line.run()))
+        await stack.enter_async_context(_background(_watchdog(notifier)))
         await stop.wait()
-        notifier.stopping("stopping: jobs go on")
-        log.info("stopping; %d jobs go on", supervisor.running())
+        running = supervisor.running()
+        left = f"{count(running, 'job')} left running" if running else "no job is running"
+        notifier.stopping(f"stopping; {left}")
+        log.info("stopping; %s", left)
     return 0
+
+
+def _enforcement(settings: ServerConfig) -> Enforcement:
+    return Enforcement(refuse=settings.limits.on_missing_controller == "refuse")
 
 
 def _supervisor(
@@ -128,7 +147,7 @@ def _supervisor(
         records=records,
         logs=logs,
         launcher=launcher,
-        enforcement=Enforcement(refuse=settings.limits.on_missing_controller == "refuse"),
+        enforcement=_enforcement(settings),
         clock_us=_clock_us,
         grace_us=settings.cgroup.grace_us,
         witness=units.witness,
@@ -148,18 +167,12 @@ def _supervisor(
     return Supervisor(records, tools, bounds, new_id=lambda: str(uuid.uuid4()))
 
 
-def _status(supervisor: Supervisor) -> str:
-    running = supervisor.running()
-    return f"{running} job{'' if running == 1 else 's'} running"
-
-
-async def _tell(notifier: Notifier, supervisor: Supervisor) -> None:
-    """The watchdog's sign of life and the status line, from the loop that does the work."""
-    pause = min(STATUS_S, (notifier.interval_us or STATUS_S * 1e6) / 1e6)
-    while True:
+async def _watchdog(notifier: Notifier) -> None:
+    """The signs of life, from the loop that does the work; none if systemd waits for none."""
+    while notifier.interval_us:
         notifier.watchdog()
-        notifier.status(_status(supervisor))
-        await asyncio.sleep(pause)
+        await asyncio.sleep(notifier.interval_us / 1e6)
+    await asyncio.Event().wait()
 
 
 @contextlib.asynccontextmanager

@@ -26,7 +26,7 @@ from joblet.launch import protocol
 from joblet.launch.plan import Plan
 from joblet.launch.protocol import ExitRecord, ProtocolError
 from joblet.model import End, Job, JobState, Limits, Reason, move
-from joblet.server import ending
+from joblet.server import ending, events
 from joblet.server.ctl import Ctl
 from joblet.server.ending import Witness
 from joblet.server.launcher import Launcher
@@ -193,6 +193,7 @@ class JobTask:
                 effective=effective,
                 not_enforced=tuple(dict.fromkeys((*self.job.not_enforced, *untaken))),
             )
+            events.not_enforced(self.job, asked.by_client)
             if self.job.stop_by:
                 raise Unavailable(f"launch job {self.job.id}", "it was stopped")
             try:
@@ -341,6 +342,7 @@ class JobTask:
             started = self._tools.clock_us()
         if self.job.state is JobState.INITIALIZING:
             self.job = move(self.job, JobState.RUNNING, started_us=started)
+            events.started(self.job)
             # it can be told again by PID 1 at any time, so nobody waits for the disk
             self._help(self._tools.records.put(self.job))
         if self.job.spec.timeout_us and self._deadline is None:
@@ -401,7 +403,7 @@ class JobTask:
         await asyncio.sleep(max(0, after_us) / 1e6 + BACKSTOP_S)
         if self._ending:
             return
-        log.warning("its PID 1 does not stop it; asking systemd", extra={"job": self.job.id})
+        events.not_answering(self.job)
         self._overdue = self._overdue or overdue
         await self._insist(self._tools.launcher.stop, self.job.id)
 
@@ -473,7 +475,7 @@ class JobTask:
         )
         await asyncio.gather(self._insist(job_log.sync), self._insist(self._tools.records.put, job))
         self.job = job
-        log.info("ended: %s", end, extra={"job": job.id})
+        events.ended(job)
         self._settle(self._launch_error if end.reason is Reason.LAUNCH_FAILED else None)
         self.ended.set()
 

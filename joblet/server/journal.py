@@ -96,7 +96,8 @@ class Copier:
         if not left_out:
             return 0
         note = f"joblet: {left_out} lines left out here; see `rnx job log {job.id[:8]}`\n"
-        return left_out if await self._send(job, stream, note.encode()) else 0
+        lost = await self._launcher.journal(job.id, stream, note.encode(), missing=left_out)
+        return left_out if lost else 0
 
     async def _send(self, job: Job, stream: int, lines: bytes) -> int:
         left_out = 0

@@ -20,6 +20,7 @@ from joblet import link
 from joblet.errors import InvalidArgument, JobletError, Unavailable
 from joblet.launch.plan import Plan
 from joblet.link import Link, Message
+from joblet.systemd import messages
 
 log = logging.getLogger(__name__)
 
@@ -42,21 +43,27 @@ class Launcher:
     async def run(self) -> None:
         """Keeps the link; owned by the daemon, ends by cancellation."""
         tries = 0
+        away = False  # and the journal knows
         while True:
             try:
                 await self._connect()
-                tries = 0
+                if away:
+                    log.info("init mode is there again")
+                tries, away = 0, False
                 await self._read()
                 self._why = "init mode hung up"
             except (JobletError, OSError) as error:
-                self._why = str(error)
+                # a restarted init mode is not told: its socket is there all the time
+                reason = (isinstance(error, OSError) and error.strerror) or str(error)
+                self._why = f"{self._path}: {reason}"
                 log.log(
-                    logging.WARNING if tries == 0 else logging.DEBUG,
-                    "no link to init mode at %s: %s; %s",
-                    self._path,
-                    error,
+                    logging.DEBUG if away else logging.WARNING,
+                    "cannot reach init mode at %s; %s",
+                    self._why,
                     HINT,
+                    extra={"fields": {"MESSAGE_ID": messages.INIT_MODE_AWAY}},
                 )
+                away = True
             finally:
                 self._down()
             await asyncio.sleep(BACKOFF_S[min(tries, len(BACKOFF_S) - 1)])
@@ -205,11 +212,11 @@ class Launcher:
         lives."""
         await self._ask("clean-up", job=job)
 
-    async def journal(self, job: str, stream: int, data: bytes) -> int:
-        """Copies whole lines; how many were left out."""
-        ok, _ = await self._ask(
-            "journal", job=job, stream=stream, data=base64.b64encode(data).decode()
-        )
+    async def journal(self, job: str, stream: int, data: bytes, *, missing: int = 0) -> int:
+        """Copies whole lines; how many were left out. missing: they are our note of so many lines
+        that are not there."""
+        text = base64.b64encode(data).decode()
+        ok, _ = await self._ask("journal", job=job, stream=stream, data=text, missing=missing)
         return int(ok.get("left_out", 0))
 
 

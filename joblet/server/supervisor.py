@@ -18,7 +18,7 @@ from joblet import link
 from joblet.errors import FailedPrecondition, JobletError, NotFound, ResourceExhausted, Unavailable
 from joblet.launch import protocol
 from joblet.model import FINAL, Job, JobSpec, JobState, Limits, unit_name
-from joblet.server import admission, jobtask, limits, recovery
+from joblet.server import admission, events, jobtask, limits, recovery
 from joblet.server.ctl import Ctl
 from joblet.server.jobtask import JobTask, Tools
 from joblet.server.logs import JobLog
@@ -56,6 +56,7 @@ class Supervisor:
         self._uids: dict[str, int] = {}  # of every job with a directory, and of those on their way
         self._by_key: dict[tuple[str, str], asyncio.Task[Job]] = {}
         self._closing = False
+        self.on_change: Callable[[], None] = lambda: None  # how many are running has changed
 
     # -- what clients ask ------------------------------------------------------------------------
 
@@ -171,13 +172,14 @@ class Supervisor:
         task = self._tasks.get(unit.removeprefix("joblet-").removesuffix(".scope"))
         if task is not None and not task.job.stop_by and not task.unit_stopping:
             task.unit_stopping = True
-            log.info("systemd is stopping %s", unit, extra={"job": task.job.id})
+            log.debug("systemd is stopping %s", unit, extra={"job": task.job.id})
 
     # -- tasks -----------------------------------------------------------------------------------
 
     def _start(self, task: JobTask, work: Coroutine[Any, Any, None]) -> None:
         self._tasks[task.job.id] = task
         self._own(self._see_through(task, work), task.job.id)
+        self.on_change()
 
     def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
         running = asyncio.create_task(work, name=f"job {name}")
@@ -193,6 +195,7 @@ class Supervisor:
             log.exception("lost sight of the job", extra={"job": job_id})
             return
         self._tasks.pop(job_id, None)
+        self.on_change()
         if task.cleaned:  # else init mode would refuse its ids to every other job
             self._uids.pop(job_id, None)
 
@@ -232,8 +235,9 @@ class Supervisor:
                     self._own(self._remove(job_id), job_id)
                 case recovery.Abandon(job_id):
                     self._own(self._abandon(job_id), job_id)
-        if todo:
-            log.info("found %d jobs of an earlier server", len(todo))
+        taken_back = sum(isinstance(action, recovery.TakeBack) for action in todo)
+        ended = sum(isinstance(action, recovery.ReadResults) for action in todo)
+        events.taken_back(taken_back, ended)
 
     async def _finished(self, job_ids: Sequence[str] | set[str]) -> list[str]:
         found = []

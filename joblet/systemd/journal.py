@@ -31,12 +31,35 @@ SEND_BUFFER_BYTES: Final = 8 << 20
 SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python has no name for it. Root may.
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
+# All fields of ours, beside those that journald and systemd.journal-fields(7) define: what each
+# holds. joblet.journal-fields(7) is made from this list, and a test finds every other one.
+FIELDS: Final[Mapping[str, str]] = {
+    "JOBLET_JOB_ID": "the job's id, on every message about a job and every line that it printed",
+    "JOBLET_STREAM": "stdout or stderr: which of its streams the job printed the line to",
+    "JOBLET_UNIT": "the job's unit, joblet-ID.scope",
+    "JOBLET_REASON": "why the job ended: exited, signalled, oom, timeout, stopped, unit-stopped,"
+    " launch-failed or lost",
+    "JOBLET_STATE": "the job's last state: COMPLETED, FAILED or STOPPED",
+    "JOBLET_EXIT_CODE": "the exit code of a job's command that ended by itself",
+    "JOBLET_SIGNAL": "the number of the signal that ended the job",
+    "JOBLET_LEFT_OUT": "how many lines of the job are missing here",
+    "JOBLET_LIMITS": "the limits that are not enforced, by their names",
+    "JOBLET_JOBS": "how many running jobs the server took back",
+    "JOBLET_WHO": "the client, by the name in its certificate",
+    "JOBLET_FROM": "the address and port that the client called from",
+    "JOBLET_WHAT": "the call, such as RunJob or StopJob",
+    "JOBLET_RESULT": "ok, or why the call was refused or failed",
+}
+
 _FIELD: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)  # what journald takes from a client
 _TOO_LARGE: Final = frozenset({errno.EMSGSIZE, errno.ENOBUFS})
 
 # Priorities of syslog(3). What a job prints is no warning of ours, whichever stream it takes; a
 # notice is only shown in bold.
 STREAM_PRIORITIES: Final[Mapping[str, int]] = {"stdout": 6, "stderr": 5}
+
+
+NO_FIELDS: Final[Mapping[str, str]] = {}
 
 
 class Journal:
@@ -66,13 +89,15 @@ class Journal:
         lines: Sequence[bytes],
         *,
         identifier: str = "joblet",
+        extra: Mapping[str, str] = NO_FIELDS,
     ) -> int:
         """An entry for each line that a job printed, which `journalctl -u UNIT` shows if this
         process is root (journald believes OBJECT_SYSTEMD_UNIT only then).
 
         stream: "stdout" or "stderr". Lines are bytes without the newline at their end and may hold
-        any byte. Returns how many were left out: always the last ones, because after the first that
-        the journal does not take the rest is not tried. Never blocks, raises no OSError.
+        any byte. extra: more fields, for lines that are not the job's own. Returns how many were
+        left out: always the last ones, because after the first that the journal does not take the
+        rest is not tried. Never blocks, raises no OSError.
         """
         head = b"".join(
             entry_field(name, value.encode())
@@ -82,6 +107,7 @@ class Journal:
                 ("JOBLET_JOB_ID", job_id),
                 ("JOBLET_STREAM", stream),
                 ("OBJECT_SYSTEMD_UNIT", unit),
+                *extra.items(),
             )
         )
         for index, line in enumerate(lines):
@@ -238,6 +264,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         job = _job(record)
         extra = {**({"job": job} if job else {}), **_extra(record)}
+        extra.pop("MESSAGE_ID", None)  # for machines
         message = _printable(_message(record))
         head = f"{_time(record)} {level_name(record.levelno)} {record.name}: {message}"
         line = " ".join([head, *(f"{name}={_word(text)}" for name, text in extra.items())])

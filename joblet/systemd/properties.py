@@ -32,6 +32,7 @@ SIGNATURES: Final[Mapping[str, str]] = MappingProxyType(
         "CollectMode": "s",
         "DefaultDependencies": "b",
         "Description": "s",
+        "Documentation": "as",
         "IOReadBandwidthMax": "a(st)",
         "IOWeight": "t",
         "IOWriteBandwidthMax": "a(st)",
@@ -71,6 +72,11 @@ class Property(NamedTuple):
 
 def description(text: str) -> Property:
     return Property("Description", text)
+
+
+def documentation(links: Iterable[str]) -> Property:
+    """What `systemctl status` names and `systemctl help` opens: man:rnx(1), https://…"""
+    return Property("Documentation", list(links))
 
 
 def slice_(unit: str) -> Property:

@@ -208,6 +208,10 @@ class LogStore:
             readers=tuple(reader.statistics() for reader in self._readers),
         )
 
+    def bytes_moved(self) -> int:
+        """Bytes of output read since the start."""
+        return sum(reader.statistics().bytes_moved for reader in self._readers)
+
     def _running(self) -> Shared:
         if self._shared is None:
             raise Unavailable("use the log store", "it is not running")

@@ -110,7 +110,7 @@ def _caller(context: "grpc.aio.ServicerContext[Any, Any]", path: str) -> Caller:
     except JobletError as error:
         operation = access.OPERATIONS.get(path)
         if operation is None or operation.name in CHANGES:
-            audit.record(identity.name, address, path.rpartition("/")[2], str(error))
+            audit.record(identity.name, address, path.rpartition("/")[2], str(error), refused=True)
         raise
     return Caller(identity, address)
 

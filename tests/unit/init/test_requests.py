@@ -32,6 +32,7 @@ from joblet.errors import (
 from joblet.init.requests import JOBS_PER_MESSAGE
 from joblet.launch import protocol
 from joblet.launch.protocol import ExitRecord
+from joblet.systemd import messages
 from tests.unit.init.support import Init, Peer, eventually, run, sealed
 from tests.unit.launch.support import Host, descriptors
 
@@ -715,6 +716,23 @@ def test_journal_lines(serve: Serve, journal: socket.socket) -> None:
         assert entry.endswith(len(line).to_bytes(8, "little") + line + b"\n")
         assert f"OBJECT_SYSTEMD_UNIT=joblet-{NOBODYS}.scope\n".encode() in entry
         assert b"JOBLET_STREAM=stderr\n" in entry
+        assert b"MESSAGE_ID" not in entry
+
+
+def test_a_note_of_missing_lines_is_a_message_of_ours(serve: Serve, journal: socket.socket) -> None:
+    async def work() -> None:
+        async with serve() as (_, server):
+            data = base64.b64encode(b"joblet: 7 lines left out here\n").decode()
+            ok, _ = await server.ask("journal", job=NOBODYS, stream=1, data=data, missing=7)
+            assert ok == {"left_out": 0}
+            await refused(server, InvalidArgument, "missing is", "journal",
+                          job=NOBODYS, stream=1, data=data, missing=-1)  # fmt: skip
+
+    run(work())
+    journal.settimeout(5)
+    entry = journal.recv(4096)
+    assert f"MESSAGE_ID={messages.LINES_LEFT_OUT}\n".encode() in entry
+    assert b"JOBLET_LEFT_OUT=7\n" in entry
 
 
 def test_a_zygote_that_is_gone(tmp_path: Path, journal: socket.socket) -> None:

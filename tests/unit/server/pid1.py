@@ -367,7 +367,7 @@ class Init:
         pid1.directory.rmdir()
         del self.jobs[job]
 
-    async def journal(self, job: str, stream: int, data: bytes) -> int:
+    async def journal(self, job: str, stream: int, data: bytes, *, missing: int = 0) -> int:
         await self._enter("journal", job)
         self.copied.append((job, stream, data))
         return 0

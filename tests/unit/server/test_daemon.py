@@ -18,7 +18,7 @@ from joblet.server.launcher import Launcher
 from joblet.server.limits import MIB
 from joblet.server.units import JobUnits
 from joblet.systemd.notify import Notifier
-from tests.unit.server.support import run, supervisor, world
+from tests.unit.server.support import run, world
 
 
 def test_a_task_that_ends_by_itself_ends_the_server(caplog: pytest.LogCaptureFixture) -> None:
@@ -84,18 +84,24 @@ class Told:
         if self.said.count("alive") == 3:
             self.enough.set()
 
-    def status(self, text: str) -> None:
-        self.said.append(text)
 
-
-def test_signs_of_life_come_often_enough(tmp_path: Path) -> None:
+def test_signs_of_life_come_often_enough() -> None:
     async def main() -> None:
-        async with world(tmp_path / "w") as w:
-            told = Told(interval_us=1000)
-            made = supervisor(w)
-            async with daemon._background(daemon._tell(cast(Notifier, told), made)):
-                await told.enough.wait()
-            assert told.said[:2] == ["alive", "0 jobs running"]
+        told = Told(interval_us=1000)
+        async with daemon._background(daemon._watchdog(cast(Notifier, told))):
+            await told.enough.wait()
+
+    run(main)
+
+
+def test_without_a_watchdog_nothing_is_said() -> None:
+    async def main() -> None:
+        told = Told(interval_us=0)
+        watching = asyncio.create_task(daemon._watchdog(cast(Notifier, told)))
+        await asyncio.sleep(0)
+        assert not watching.done()
+        watching.cancel()
+        assert told.said == []
 
     run(main)
 

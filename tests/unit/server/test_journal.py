@@ -118,8 +118,10 @@ class Journal:
         self._refuse = refuse
         self._number = itertools.count()
 
-    async def journal(self, job: str, stream: int, data: bytes) -> int:
+    async def journal(self, job: str, stream: int, data: bytes, *, missing: int = 0) -> int:
         assert job == job_id(1)
+        if missing:
+            assert data.startswith(b"joblet: %d lines left out here; " % missing)
         assert 0 < len(data) <= BATCH_BYTES
         refused = self._refuse(next(self._number), data)
         lines = data.removesuffix(b"\n").split(b"\n")

@@ -19,6 +19,7 @@ from joblet.server import access, audit
 from joblet.server.access import OPERATIONS, Role
 from joblet.server.rpc import guard, listener, runtimes, status
 from joblet.server.rpc.guard import Caller
+from joblet.systemd import messages
 from joblet_pb import joblet_pb2 as pb
 from tests.unit.server.grpc_support import (
     METHODS,
@@ -341,7 +342,7 @@ def test_changes_are_audited(caplog: pytest.LogCaptureFixture) -> None:
             await call(client, STOP, pb.StopJobRequest(uuid="the-wh"))
             await call(client, STATUS)
         first, second = records.fields
-        assert first["MESSAGE_ID"] == audit.MESSAGE_ID
+        assert first["MESSAGE_ID"] == messages.CHANGE
         said = [first[f"JOBLET_{name}"] for name in ("WHO", "WHAT", "RESULT")]
         assert (said, first["job"]) == (["client", "RunJob", "ok"], "the-job")
         assert first["JOBLET_FROM"].startswith("127.0.0.1:")

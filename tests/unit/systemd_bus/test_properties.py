@@ -13,6 +13,7 @@ INFINITY = 18446744073709551615
 
 CASES = [
     (p.description("a job"), "Description", "s", "a job"),
+    (p.documentation(("man:rnx(1)",)), "Documentation", "as", ["man:rnx(1)"]),
     (p.slice_("joblet.slice"), "Slice", "s", "joblet.slice"),
     (p.after(["joblet.service"]), "After", "as", ["joblet.service"]),
     (p.default_dependencies(on=False), "DefaultDependencies", "b", False),
