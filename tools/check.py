@@ -26,6 +26,9 @@ PYTHON = str(TOOLS / "python")
 PYTEST = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 TREES = ["joblet", "rnx", "tests", "tools", "setup.py"]
 
+# what people read
+TEXTS = (".py", ".md", ".proto", ".service", ".socket", ".slice", ".conf", ".catalog")
+
 Check = tuple[str, list[str]]
 
 
@@ -61,7 +64,7 @@ def lint() -> list[Check]:
         # CapInh, of /proc/PID/status
         (
             "spelling",
-            ["codespell", "-L", "inh", *tracked(".py", ".md", ".proto", ".service", ".conf")],
+            ["codespell", "-L", "inh", *tracked(*TEXTS)],
         ),
     ]
 
