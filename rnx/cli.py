@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from rnx import exits
+from rnx import complete, exits
 from rnx.errors import RnxError, UsageError
 from rnx.exits import Exit
 from rnx.options import LazyGroup, global_options
@@ -90,8 +90,8 @@ def main(words: Sequence[str] | None = None, env: Environment | None = None) -> 
     """Runs rnx with these words, of the process if None. Returns the exit code; raises nothing."""
     if env is None:
         env = Environment.of_process()
-        if "_RNX_COMPLETE" in env.environ:  # a shell asks for completions; click answers and exits
-            root.main(prog_name="rnx")
+        if complete.VARIABLE in env.environ:
+            return complete.answer(root, env)
     session = Session(env)
     try:
         return _run(session, sys.argv[1:] if words is None else list(words))

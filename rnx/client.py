@@ -150,8 +150,9 @@ class Client:
         answer = pb.GetJobStatusResponse
         return self._call("JobService/GetJobStatus", request, answer, QUICK_S, "show the job")
 
-    def list_jobs(self) -> pb.Jobs:
-        return self._call("JobService/ListJobs", pb.EmptyRequest(), pb.Jobs, QUICK_S, "list jobs")
+    def list_jobs(self, *, deadline_s: float | None = None) -> pb.Jobs:
+        request, deadline_s = pb.EmptyRequest(), deadline_s or QUICK_S
+        return self._call("JobService/ListJobs", request, pb.Jobs, deadline_s, "list jobs")
 
     def stop_job(self, uuid: str) -> pb.StopJobResponse:
         request = pb.StopJobRequest(uuid=uuid)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from rnx import complete
 from rnx.errors import UsageError
 from rnx.output import is_text, shown
 
@@ -47,8 +48,19 @@ def global_options(command: Decorated) -> Decorated:
     """--config, --node and --json, stored in the Session."""
     for option in reversed(
         (
-            _global("--config", "config_file", metavar="FILE", help="Configuration file."),
-            _global("--node", metavar="NAME", help="Node of the configuration [default]."),
+            _global(
+                "--config",
+                "config_file",
+                metavar="FILE",
+                help="Configuration file.",
+                shell_complete=complete.files,
+            ),
+            _global(
+                "--node",
+                metavar="NAME",
+                help="Node of the configuration [default].",
+                shell_complete=complete.nodes,
+            ),
             _global("--json", is_flag=True, help="Machine-readable output."),
         )
     ):
@@ -56,9 +68,10 @@ def global_options(command: Decorated) -> Decorated:
     return command
 
 
-def job_argument(command: Decorated) -> Decorated:
-    """The job's id; the server resolves a prefix that only one job has."""
-    return click.argument("uuid", metavar="JOB", callback=_id)(command)
+def job_argument(*wanted: str) -> Callable[[Decorated], Decorated]:
+    """The job's id; the server resolves a prefix that only one job has. A shell offers the jobs
+    whose status is `wanted`, all if none is named."""
+    return click.argument("uuid", metavar="JOB", callback=_id, shell_complete=complete.jobs(wanted))
 
 
 def _id(context: click.Context, parameter: click.Parameter, text: str) -> str:

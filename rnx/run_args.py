@@ -150,6 +150,21 @@ def parse(words: Sequence[str]) -> RunArgs:
     return run
 
 
+def next_word(words: Sequence[str]) -> tuple[Flag | None, bool]:
+    """What one more word behind these would be: the flag that it is the value of, if it is one, and
+    whether it could be a flag itself."""
+    probe = "\0"  # no word of a command line
+    scan = _Scan([*words, probe])
+    awaiting = next((flag for flag, text in scan.found if text == probe), None)
+    return awaiting, awaiting is None and scan.rest == [probe] and "--" not in words
+
+
+def option(words: Sequence[str], name: str) -> str | None:
+    """The last value given for a flag, whatever else is wrong with these words."""
+    found = [text for flag, text in _Scan(words).found if flag.name == name]
+    return found[-1] if found else None
+
+
 class _Scan:
     """Words told apart: flags with their values, mistakes, and the rest, which is the job's."""
 

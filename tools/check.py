@@ -60,7 +60,7 @@ def lint() -> list[Check]:
             for system in ("darwin", "win32")
         ),
         ("dead code", [str(TOOLS / "vulture")]),
-        ("shell", ["shellcheck", *tracked(".sh"), ".ci/run"]),
+        ("shell", ["shellcheck", *tracked(".sh", ".bash"), ".ci/run"]),
         # CapInh, of /proc/PID/status
         (
             "spelling",

@@ -21,7 +21,7 @@ libraries='python3-grpcio python3-protobuf python3-dbus-next python3-cryptograph
     protobuf-compiler-grpc'
 checks='python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis python3-venv
     python3-setuptools python3-wheel
-    shellcheck codespell'
+    shellcheck codespell bash zsh fish groff-base mandoc man-db'
 pins='ruff==0.17.6 mypy==2.4.1 vulture==2.16 types-PyYAML==6.0.12.20261113
     types-protobuf==7.35.1.20260906 grpc-stubs==1.53.0.6'
 

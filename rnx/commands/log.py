@@ -9,7 +9,7 @@ from rnx.session import Session
 
 
 @click.command("log")
-@job_argument
+@job_argument()
 @click.option(
     "-f",
     "--follow/--no-follow",

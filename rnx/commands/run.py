@@ -5,15 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rnx import exits
+from rnx import complete, exits
 from rnx.errors import Unreachable, UsageError
 from rnx.exits import Exit
 from rnx.formats import reason
 from rnx.output import Environment, harmless, one_line
-from rnx.run_args import FLAGS, RunArgs, parse
+from rnx.run_args import FLAGS, RunArgs, next_word, option, parse
 from rnx.session import Session
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from joblet_pb import joblet_pb2 as pb
     from rnx.client import Client
 
@@ -25,6 +27,24 @@ class RunCommand(click.Command):
         ctx.params["words"] = list(args)
         ctx.args = []
         return []
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        """Flags and their values. The command and what follows it are the job's: its files are not
+        those of this machine."""
+        from click.shell_completion import CompletionItem
+
+        words: list[str] = ctx.params["words"]
+        awaiting, may_be_flag = next_word(words)
+        if awaiting is not None and awaiting.name == "--node":
+            session: Session = ctx.obj
+            session.config_file = option(words, "--config") or session.config_file
+            return complete.node_items(session, incomplete)
+        if awaiting is not None:
+            return [complete.file_item(incomplete)] if awaiting.name == "--config" else []
+        if not (may_be_flag and incomplete.startswith("-")):
+            return []
+        flags = [flag for flag in FLAGS if flag.name.startswith(incomplete)]
+        return [CompletionItem(flag.name, help=flag.help) for flag in flags]
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return ["[FLAGS]", "COMMAND", "[ARGUMENTS]..."]

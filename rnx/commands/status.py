@@ -25,7 +25,7 @@ LIMIT_NAMES = {"max_memory_bytes": "max_memory", "max_iobps": "max_io_bps"}
 
 
 @click.command("status")
-@job_argument
+@job_argument()
 @global_options
 @click.pass_obj
 def command(session: Session, uuid: str) -> None:

@@ -3,13 +3,14 @@
 
 import click
 
+from rnx.exits import UNENDED
 from rnx.options import global_options, job_argument
 from rnx.output import harmless
 from rnx.session import Session
 
 
 @click.command("stop")
-@job_argument
+@job_argument(*sorted(UNENDED - {"STOPPING"}))
 @global_options
 @click.pass_obj
 def command(session: Session, uuid: str) -> None:

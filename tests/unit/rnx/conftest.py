@@ -5,6 +5,8 @@ import dataclasses
 import datetime
 import io
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,18 @@ def config_file(tmp_path: Path, server: Server, admin: Pair, authority: Authorit
     """For the running server, in the home directory."""
     nodes = {"default": node(server.port, admin, authority, nodeId="n-1")}
     return write_config(tmp_path / "home" / ".rnx" / "rnx-config.yml", nodes)
+
+
+@pytest.fixture
+def environ(config_file: Path) -> dict[str, str]:
+    """Of a process that finds this rnx, this joblet_pb and the configuration."""
+    paths = os.pathsep.join(path for path in sys.path if path)
+    return {
+        "PYTHONPATH": paths,
+        "PATH": os.environ["PATH"],
+        "RNX_CONFIG": str(config_file),
+        "HOME": str(config_file.parent),
+    }
 
 
 @pytest.fixture

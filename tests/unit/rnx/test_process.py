@@ -21,18 +21,6 @@ from tests.unit.rnx.scripted import JOB, Script, plain
 SOURCES = sorted(Path(package.__file__).parent.rglob("*.py"))
 
 
-@pytest.fixture
-def environ(config_file: Path) -> dict[str, str]:
-    """Of a process that finds this rnx, this joblet_pb and the configuration."""
-    paths = os.pathsep.join(path for path in sys.path if path)
-    return {
-        "PYTHONPATH": paths,
-        "PATH": os.environ["PATH"],
-        "RNX_CONFIG": str(config_file),
-        "HOME": str(config_file.parent),
-    }
-
-
 def start(environ: dict[str, str], *words: str, **options: Any) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "rnx", *words]
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
