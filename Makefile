@@ -20,7 +20,7 @@ SOURCES := joblet rnx tests tools
 
 export PYTHONPATH := $(CURDIR):$(CURDIR)/$(STUBS)
 
-.PHONY: help demo test check lint types unit machine test-machine bench stubs wheel install clean
+.PHONY: help demo test check lint types unit machine test-machine bench stubs man wheel install clean
 
 help:
 	@echo 'make demo              run real jobs in a throw-away machine (JOB="command" for your own)'
@@ -29,6 +29,7 @@ help:
 	@echo 'make machine           a shell in a booted machine with this tree in it (SUITE=trixie)'
 	@echo 'make test-machine      the machine tests (K=word picks some)'
 	@echo 'make bench             measurements, with peers beside us'
+	@echo 'make man               the man pages, in build/man'
 	@echo 'make wheel             rnx for every system that has Python: dist/*.whl'
 	@echo 'make install DESTDIR=  what the Debian package holds'
 
@@ -73,7 +74,11 @@ wheel:
 # -- installing it -------------------------------------------------------------------------------
 # The server is private, below share/joblet: the published SDK has a top-level package of that name.
 
-install: stubs
+# No date but SOURCE_DATE_EPOCH's, which Debian's build sets.
+man: stubs
+	@$(PYTHON) tools/man.py build/man
+
+install: stubs man
 	install -d $(DESTDIR)$(PRIVATE) $(DESTDIR)$(SITE) $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITS)
 	tools/copy-packages.sh $(DESTDIR)$(PRIVATE) joblet
 	tools/copy-packages.sh $(DESTDIR)$(SITE) rnx $(STUBS)/joblet_pb
@@ -84,6 +89,8 @@ install: stubs
 	install -D -m 644 tools/completion/rnx.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/rnx
 	install -D -m 644 tools/completion/_rnx $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions/_rnx
 	install -D -m 644 tools/completion/rnx.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/rnx.fish
+	for page in build/man/*; do \
+		install -D -m 644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}" || exit; done
 	install -D -m 644 units/joblet-sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/joblet.conf
 	install -D -m 644 units/joblet-tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/joblet.conf
 

@@ -41,7 +41,7 @@ FLAGS: Final = (
     Flag("--env", "Set a variable for the command.", "NAME=VALUE", "-e", many=True),
     Flag(
         "--secret-env",
-        "The same, never shown again: status says ***, output is masked.",
+        "The same, and status never shows its value.",
         "NAME=VALUE",
         "-s",
         many=True,
@@ -53,7 +53,7 @@ FLAGS: Final = (
     Flag("--cpu-cores", "CPUs to run on: 0-3, 1,3.", "LIST"),
     Flag("--max-tasks", "Limit of processes and threads.", "N"),
     Flag("--timeout", "End the job after this time: 30s, 5m, 1h30m.", "TIME"),
-    Flag("--network", "Network to join.", "NAME"),
+    Flag("--network", "Network to join: host, the only one yet, and the default.", "NAME"),
     Flag("--merge", "One pipe for stdout and stderr: their exact order, as one stream."),
     Flag("--follow", "Show the job's output and exit with its exit code.", short="-f"),
     Flag("--wait", "Wait for the job's end and exit with its exit code."),

@@ -27,7 +27,7 @@ PYTEST = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 TREES = ["joblet", "rnx", "tests", "tools", "setup.py"]
 
 # what people read
-TEXTS = (".py", ".md", ".proto", ".service", ".socket", ".slice", ".conf", ".catalog")
+TEXTS = (".py", ".md", ".proto", ".service", ".socket", ".slice", ".conf", ".catalog", ".1", ".5", ".7", ".8")
 
 Check = tuple[str, list[str]]
 
@@ -61,10 +61,10 @@ def lint() -> list[Check]:
         ),
         ("dead code", [str(TOOLS / "vulture")]),
         ("shell", ["shellcheck", *tracked(".sh", ".bash"), ".ci/run"]),
-        # CapInh, of /proc/PID/status
+        # CapInh, of /proc/PID/status; a bullet, in roff
         (
             "spelling",
-            ["codespell", "-L", "inh", *tracked(*TEXTS)],
+            ["codespell", "-L", "inh,bu", *tracked(*TEXTS)],
         ),
     ]
 

@@ -47,7 +47,7 @@ def setting(key: str, kind: Kind, default: object, *, secret: bool = False) -> A
     """A dataclass field: its key in YAML, its kind, its default as one would write it in the file.
     The value of a `secret` one appears in no message and no repr.
     """
-    metadata = {"key": key, "kind": kind, "secret": secret}
+    metadata = {"key": key, "kind": kind, "secret": secret, "default": default}
     if isinstance(default, Mapping):
         return dataclasses.field(
             default_factory=lambda: kind(default), metadata=metadata, repr=not secret

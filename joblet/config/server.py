@@ -125,11 +125,9 @@ class Grpc:
     keepalive_timeout_us: int = setting("keepAliveTimeout", Duration("100ms", "1h"), "20s")
     max_streams: int = setting("maxConcurrentStreams", Whole(1, MAX_INT32), 1000)
     handshake_timeout_us: int = setting("connectionTimeout", Duration("100ms", "10m"), "10s")
-    max_idle_us: int = setting("maxConnectionIdle", Duration("1s", "8784h", "for ever"), "300s")
-    max_age_us: int = setting("maxConnectionAge", Duration("1s", "8784h", "for ever"), "0s")
-    max_age_grace_us: int = setting(
-        "maxConnectionAgeGrace", Duration("1s", "8784h", "for ever"), "0s"
-    )
+    max_idle_us: int = setting("maxConnectionIdle", Duration("1s", "8784h", "ever"), "300s")
+    max_age_us: int = setting("maxConnectionAge", Duration("1s", "8784h", "ever"), "0s")
+    max_age_grace_us: int = setting("maxConnectionAgeGrace", Duration("1s", "8784h", "ever"), "0s")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -160,7 +158,7 @@ class Buffers:
 class LogPersistence:
     """How output is kept. Published, except on_full and sync_interval."""
 
-    retention_days: int = setting("retention_days", Whole(1, 36500, "for ever"), 7)
+    retention_days: int = setting("retention_days", Whole(1, 36500, "ever"), 7)
     # The published default of 2 MiB would be hundreds of files a second at full speed.
     rotation_bytes: int = setting("rotation_size_bytes", Size(1 << 20, 1 << 40), 64 << 20)
     queue_chunks: int = setting("queue_size", Whole(16, 10_000_000), 100_000)

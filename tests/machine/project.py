@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TREE = Path(__file__).resolve().parents[2]
-SOURCES = ("joblet", "rnx", "proto", "units", "tools", "Makefile", "pyproject.toml", "setup.py")
+SOURCES = (
+    *("joblet", "rnx", "proto", "units", "tools", "docs/man"),
+    *("Makefile", "pyproject.toml", "setup.py"),
+)
 """All that `make install` may read."""
 
 INSTALL_S = 120

@@ -18,7 +18,6 @@ from rnx.config import candidates, load
 from rnx.formats import rfc3339
 from rnx.output import Environment
 from tests.unit.rnx.test_process import SOURCES, start
-from tests.unit.rnx.test_process import environ as environ  # a fixture
 
 WINDOWS = types.SimpleNamespace(name="nt", environ={}, open=os.open, dup2=os.dup2, close=os.close)
 UNIX = types.SimpleNamespace(name="posix")
