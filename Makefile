@@ -86,6 +86,8 @@ install: stubs man
 	install -m 755 tools/bin/rnx $(DESTDIR)$(PREFIX)/bin/rnx
 	install -m 644 -t $(DESTDIR)$(UNITS) units/*.service units/*.socket units/*.slice units/*.mount
 	install -D -m 644 units/joblet.catalog $(DESTDIR)$(CATALOG)/joblet.catalog
+	install -D -m 644 units/joblet-sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/joblet.conf
+	install -D -m 644 units/joblet-tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/joblet.conf
 	install -D -m 644 tools/completion/rnx.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/rnx
 	install -D -m 644 tools/completion/_rnx $(DESTDIR)$(PREFIX)/share/zsh/vendor-completions/_rnx
 	install -D -m 644 tools/completion/rnx.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/rnx.fish

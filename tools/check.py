@@ -27,7 +27,20 @@ PYTEST = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 TREES = ["joblet", "rnx", "tests", "tools", "setup.py"]
 
 # what people read
-TEXTS = (".py", ".md", ".proto", ".service", ".socket", ".slice", ".conf", ".catalog", ".1", ".5", ".7", ".8")
+TEXTS = (
+    ".py",
+    ".md",
+    ".proto",
+    ".service",
+    ".socket",
+    ".slice",
+    ".conf",
+    ".catalog",
+    ".1",
+    ".5",
+    ".7",
+    ".8",
+)
 
 Check = tuple[str, list[str]]
 

@@ -14,6 +14,7 @@ and that a line with @ is replaced:
     @globals                the options that every command of rnx has
     @setting SECTION.KEY    a setting: its key, the text that follows, what it may be, its default;
                             KEY alone is one of init.yml
+    @field NAME             the head and the meaning of one of the journal's fields
     @list NAME              one of LISTS
 
 What a page must have and must not have is held against the code by tests/unit/test_man.py.
@@ -37,6 +38,7 @@ from joblet.config import SEARCH, InitPolicy, ServerConfig
 from joblet.config.policy import PROPERTIES
 from joblet.config.server import OVERRIDES, WITHOUT_MEANING
 from joblet.errors import Code
+from joblet.systemd.journal import FIELDS
 from rnx import __version__
 from rnx.cli import JOB_COMMANDS, root
 from rnx.config import VARIABLES, candidates
@@ -270,6 +272,31 @@ def default_of(metadata: Mapping[str, Any]) -> str:
     return bold(", ".join(default) if isinstance(default, list) else str(default))
 
 
+# -- journal ---------------------------------------------------------------------------------------
+
+
+def field(name: str) -> Lines:
+    yield from item(f"{bold(name)}=", f"{FIELDS[name]}.")
+
+
+def other_fields() -> Lines:
+    """Those that the page has no place of their own for."""
+    page = (SOURCES / "joblet.journal-fields.7").read_text(encoding="utf-8")
+    for name in FIELDS:
+        if f"@field {name}\n" not in page:
+            yield from field(name)
+
+
+def message_ids() -> Lines:
+    """Each with the subject that the catalog gives it, and the fields in that by their names."""
+    text = (TREE / "units" / "joblet.catalog").read_text(encoding="utf-8")
+    for number, subject in re.findall(r"^-- ([0-9a-f]{32})\nSubject: (.*)$", text, re.MULTILINE):
+        words = re.sub(r"@(\w+)@", r"\\fI\1\\fR", escape(subject))
+        yield ".TP"
+        yield bold(number)
+        yield f"{words}."
+
+
 def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
@@ -285,6 +312,8 @@ LISTS: Final[Mapping[str, Callable[[], Lines]]] = {
     "joblet-search": joblet_search,
     "overrides": overrides,
     "without-meaning": without_meaning,
+    "other-fields": other_fields,
+    "message-ids": message_ids,
 }
 
 
@@ -308,6 +337,8 @@ def directive(line: str, name: str, date: str) -> Iterable[str]:
             return option_items(find(rest)[0], globals_too=False)
         case "globals":
             return option_items(find("rnx list")[0], globals_too=True)
+        case "field":
+            return field(rest)
         case "setting":
             return setting(rest)
         case "list":

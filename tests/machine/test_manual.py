@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from joblet.server.audit import MESSAGE_ID
+from joblet.systemd import messages
 from tests.machine.client import Rnx
 from tests.machine.rig import Nspawn, eventually
 
@@ -79,7 +79,7 @@ def test_the_journal_has_the_fields_that_the_manual_tells(rnx: Rnx, machine: Nsp
     assert said
     assert not {"to-out", "to-err"} & {entry["MESSAGE"] for entry in said}
     assert all(entry["LOGGER"].startswith("joblet.") for entry in said)
-    audit = entries(machine, f"MESSAGE_ID={MESSAGE_ID}", f"JOBLET_JOB_ID={job}")
+    audit = entries(machine, f"MESSAGE_ID={messages.CHANGE}", f"JOBLET_JOB_ID={job}")
     assert [(entry["JOBLET_WHAT"], entry["JOBLET_RESULT"]) for entry in audit] == [("RunJob", "ok")]
     assert audit[0]["JOBLET_WHO"]
     assert audit[0]["JOBLET_FROM"].startswith("127.0.0.1:")
