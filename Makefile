@@ -93,8 +93,6 @@ install: stubs man
 	install -D -m 644 tools/completion/rnx.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/rnx.fish
 	for page in build/man/*; do \
 		install -D -m 644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/}" || exit; done
-	install -D -m 644 units/joblet-sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/joblet.conf
-	install -D -m 644 units/joblet-tmpfiles.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/joblet.conf
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
