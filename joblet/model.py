@@ -8,6 +8,7 @@ Times are microseconds since the epoch (int), sizes bytes, unless a name says ot
 
 import dataclasses
 import enum
+import os
 from collections.abc import Mapping
 from typing import Final
 
@@ -57,6 +58,10 @@ class Reason(enum.StrEnum):
     LOST = "lost"  # the machine went away under it
 
 
+# of a launch that failed: it is the command, or where it was to start, that is wrong
+COMMAND_STEPS: Final = frozenset({"chdir", "exec"})
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class End:
     """How a job ended. Only the fields that the reason names are set."""
@@ -81,7 +86,10 @@ class End:
 
     @property
     def exit_code(self) -> int:
-        """What the wire carries (DESIGN §5): the command's code if it exited by itself, else -1."""
+        """What the wire carries: the command's code if it exited by itself, else -1; 1 where all
+        was there but the command could not be started, as published clients know it."""
+        if self.reason is Reason.LAUNCH_FAILED and self.step in COMMAND_STEPS:
+            return 1
         return self.code if self.reason is Reason.EXITED else -1
 
     def __str__(self) -> str:
@@ -93,10 +101,11 @@ class End:
             case Reason.STOPPED:
                 text = f"stopped(by {self.by})" if self.by else "stopped"
             case Reason.LAUNCH_FAILED:
-                text = f"launch-failed({self.step}{f', errno {self.errno}' if self.errno else ''})"
+                text = f"launch-failed({self.step})"
             case _:
                 text = str(self.reason)
-        return f"{text}: {self.detail}" if self.detail else text
+        detail = self.detail or (os.strerror(self.errno) if self.errno else "")
+        return f"{text}: {detail}" if detail else text
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -164,11 +173,21 @@ def move(job: Job, to: JobState, **changes: object) -> Job:
     """The job in its next state. Raises FailedPrecondition for a final job, Internal for a bug."""
     if to not in TRANSITIONS[job.state]:
         if job.final:
-            raise FailedPrecondition(
-                f"make job {job.id} {to}", f"job is not running: {job.id} (status: {job.state})"
-            )
+            raise not_running(job, "stop job" if to is S.STOPPING else f"make {to} job")
         raise Internal(f"make job {job.id} {to}", f"it is {job.state}")
     return dataclasses.replace(job, state=to, **changes)  # type: ignore[arg-type]
+
+
+def not_running(job: Job, what: str = "stop job") -> FailedPrecondition:
+    """For a stop that comes too late; the words before the hint are the published server's."""
+    hint = "see its status"
+    if job.end is not None:
+        exited = job.end.reason is Reason.EXITED
+        how = f", with exit code {job.end.code}" if exited else f": {job.end}"
+        hint = f"it has ended already{how}"
+    return FailedPrecondition(
+        f"{what} {job.id}", f"job is not running: {job.id} (status: {job.state})", hint=hint
+    )
 
 
 def unit_name(job_id: str) -> str:

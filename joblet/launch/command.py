@@ -4,7 +4,8 @@
 The order is the security of it (each line says why it cannot move). Two descriptors tell PID 1 how
 far
 it is: `sync`, on which the child asks for its id maps, and `failure`, which execve closes; what
-the child writes there before it exits is "step:errno".
+the child writes there before it exits is "step:errno:what to tell people". That sentence is the
+first and last line of its stderr as well.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import socket
 from typing import Final
 
 from joblet.launch import syscalls as sys
+from joblet.launch.failure import Failed, sentence, why_not_executed
 from joblet.launch.plan import UID_COUNT, WORK, Plan
 
 # What "root" keeps inside its user namespace: enough for packages and archives, nothing over the
@@ -60,11 +62,16 @@ class Command:
         os.close(failure)
 
     def map_ids(self) -> None:
-        """Answer `sync`: the child waits for its maps. Raises OSError; a child that is gone needs
-        none."""
+        """Answer `sync`: the child waits for its maps, or for the errno of what failed, which it
+        reports like a failure of its own. A child that is gone needs none."""
         try:
-            if self.sync.recv(1) != NEEDS_MAPS:
-                return
+            if self.sync.recv(1) == NEEDS_MAPS:
+                self.sync.sendall(self._map_ids())
+        except ConnectionError:
+            pass
+
+    def _map_ids(self) -> bytes:
+        try:
             for name in ("uid_map", "gid_map"):
                 # os.write, not open().write(): a failing one prints a traceback from its finaliser
                 fd = os.open(f"/proc/{self.pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
@@ -72,15 +79,16 @@ class Command:
                     os.write(fd, b"0 %d %d\n" % (self._uid_base, UID_COUNT))
                 finally:
                     os.close(fd)
-            self.sync.sendall(MAPS_WRITTEN)
-        except (ConnectionError, FileNotFoundError):
-            pass
+        except OSError as error:
+            return b"%d" % (error.errno or errno.EIO)
+        return MAPS_WRITTEN
 
-    def outcome(self) -> tuple[str, int] | None:
-        """When `failure` is readable: None after a successful exec, else (step, errno)."""
+    def outcome(self) -> Failed | None:
+        """When `failure` is readable: None after a successful exec, else what failed."""
         report = os.read(self.failure, 4096).decode(errors="replace")
-        step, _, number = report.rpartition(":")
-        return (step, int(number)) if step else None
+        step, _, rest = report.partition(":")
+        number, _, detail = rest.partition(":")
+        return Failed(step, int(number), detail) if step else None
 
     def close(self) -> None:
         self.sync.close()
@@ -92,6 +100,7 @@ def _run(
 ) -> None:
     """In the child; never returns."""
     step = "setsid"
+    subject = ""
     try:
         os.setsid()
         step = "descriptors"
@@ -107,8 +116,11 @@ def _run(
         step = "user namespace"
         sys.unshare(sys.CLONE_NEWUSER)
         sync.sendall(NEEDS_MAPS)
-        if sync.recv(1) != MAPS_WRITTEN:
-            raise ConnectionError
+        step = "uid_map"
+        answer = sync.recv(16)
+        if answer != MAPS_WRITTEN:
+            number = int(answer) if answer else errno.ECONNRESET
+            raise OSError(number, os.strerror(number))
         step = "uid"
         os.setgroups([])
         os.setresgid(0, 0, 0)
@@ -124,24 +136,33 @@ def _run(
         _capabilities()
         step = "no_new_privs"
         sys.prctl(sys.PR_SET_NO_NEW_PRIVS, 1)
-        step = "chdir"
+        step, subject = "chdir", plan.cwd
         _enter(plan.cwd)
         # ignored signals survive exec: Python ignores two, and who knows what started init mode
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             if signal.getsignal(number) == signal.SIG_IGN:
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
-        step = "exec"
+        step, subject = "exec", plan.path
         # bytes: text would be encoded as the service's locale says
         argv = [argument.encode() for argument in plan.argv]
         env = {name.encode(): value.encode() for name, value in plan.env.items()}
         os.execve(plan.path.encode(), argv, env)  # noqa: S606
     except OSError as error:
-        os.write(failure, f"{step}:{error.errno or 0}".encode())
-    except BaseException:
-        os.write(failure, f"{step}:0".encode())
+        number = error.errno or 0
+        why = why_not_executed(subject, number) if step == "exec" else ""
+        _report(Failed(step, number, sentence(step, number, subject, why)), writers[-1], failure)
+    except BaseException as error:
+        why = f"{type(error).__name__}, a bug in Joblet"
+        _report(Failed(step, 0, sentence(step, 0, subject, why)), writers[-1], failure)
     finally:
         os._exit(125)
+
+
+def _report(failed: Failed, stderr: int, failure: int) -> None:
+    """To the job's log, and to PID 1 for the record."""
+    failed.log(stderr)
+    os.write(failure, f"{failed.step}:{failed.errno}:{failed.detail}".encode(errors="replace"))
 
 
 def _write(path: str, data: bytes, *, dir_fd: int | None = None) -> None:

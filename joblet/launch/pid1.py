@@ -31,6 +31,7 @@ from joblet.launch import ops, protocol, remains
 from joblet.launch import syscalls as sys
 from joblet.launch.cgroup import Cgroup, own_path
 from joblet.launch.command import Command
+from joblet.launch.failure import Failed, sentence
 from joblet.launch.holder import Ctl
 from joblet.launch.plan import Plan
 from joblet.launch.protocol import ExitRecord
@@ -54,14 +55,6 @@ class Phase(enum.IntEnum):
     RUNNING = 3
     ENDING = 4
     ENDED = 5
-
-
-class Failed(Exception):
-    """A step of the launch that failed, with its errno."""
-
-    def __init__(self, step: str, errno: int, detail: str = "") -> None:
-        super().__init__(step, errno, detail)
-        self.step, self.errno, self.detail = step, errno, detail
 
 
 def main(directory: str, fds: list[int]) -> NoReturn:
@@ -221,7 +214,8 @@ class Pid1:
         path = own_path()
         if not path.endswith(f"/{self.plan.unit}"):
             # a scope can be dead on arrival (systemd 252); the supervisor tries once more
-            raise Failed("scope", 0, f"PID 1 is in {path or 'no cgroup'}")
+            why = f"its PID 1 is in {path or 'no cgroup'}"
+            raise Failed("scope", 0, sentence("scope", 0, why=why))
         self.cgroup = Cgroup(self.cgroup_root, path)
         os.close(self.cgroup_root)
         step = "cgroup namespace"
@@ -259,7 +253,7 @@ class Pid1:
             ready = {fd for fd, _ in poll.poll(self._patience_ms())}
             if self.phase is Phase.LAUNCHING and self.command:
                 if self.command.sync.fileno() in ready:
-                    self._map_ids()
+                    self.command.map_ids()
                 if self.command.failure in ready:
                     self._executed()
             if self.phase is Phase.RUNNING and self.cgroup and self.cgroup.events_fd in ready:
@@ -281,22 +275,13 @@ class Pid1:
                 at = min(at, now + RETRY_US)  # there was no room for the record or the rests
         return None if at == NEVER else min(max(0, -((now - at) // 1000)), LONGEST_WAIT_MS)
 
-    def _map_ids(self) -> None:
-        assert self.command  # noqa: S101
-        try:
-            self.command.map_ids()
-        except OSError as error:
-            self.failure = self.failure or Failed("uid_map", error.errno or 0)
-            os.kill(self.command.pid, signal.SIGKILL)
-
     def _executed(self) -> None:
         assert self.command  # noqa: S101
         outcome = self.command.outcome()
         self.command.close()
         self.phase = Phase.RUNNING
-        if outcome and not self.failure:
-            self.failure = Failed(*outcome)
-        if self.failure:
+        if outcome:
+            self.failure = outcome
             return  # the child exits by itself; its end is reaped like any other
         # executed, or killed before that: an ended command either way, no error of ours
         self.started_us = self.wall()
@@ -417,6 +402,8 @@ class Pid1:
 
     def _ended(self) -> None:
         self.phase = Phase.ENDED
+        if self.failure and self.writers and not self.cause:  # a command that fails says so itself
+            self.failure.log(self.writers[-1])
         self._close_writers()
         self.record = self._make_record()
         self._write()

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -242,32 +243,99 @@ def test_without_cgroup2_a_pid1_starts_nothing(tmp_path: Path) -> None:
         job.acknowledge()
 
 
+START = "cannot start the command: "
+ENTER = "cannot enter the work directory: "
+
+
+@pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize(
-    ("fields", "step", "number"),
+    ("fields", "step", "number", "text"),
     [
-        ({"path": "/nonexistent"}, "exec", errno.ENOENT),
-        ({"path": "/usr"}, "exec", errno.EACCES),
-        ({"path": "/etc/passwd"}, "exec", errno.EACCES),
-        ({"path": "/usr/bin/true/x"}, "exec", errno.ENOTDIR),
-        ({"cwd": "/nonexistent"}, "chdir", errno.ENOENT),
-        ({"cwd": "/etc/passwd"}, "chdir", errno.ENOTDIR),
-        ({"cwd": "/work/../nonexistent"}, "chdir", errno.ENOENT),
-        ({"cwd": "/proc/1/root"}, "chdir", errno.EACCES),
-        ({"uid_base": 2**32 - 10}, "uid_map", errno.EINVAL),
+        ({"path": "/nonexistent"}, "exec", errno.ENOENT,
+         START + "/nonexistent: No such file or directory"),
+        ({"path": "/usr"}, "exec", errno.EACCES, START + "/usr: Is a directory"),
+        ({"path": "/etc/passwd"}, "exec", errno.EACCES, START + "/etc/passwd: Permission denied"),
+        ({"path": "/usr/bin/true/x"}, "exec", errno.ENOTDIR,
+         START + "/usr/bin/true/x: Not a directory"),
+        ({"path": "/usr/\x1b[2J"}, "exec", errno.ENOENT,
+         START + "/usr/?[2J: No such file or directory"),
+        ({"path": "/" + "x" * 300}, "exec", errno.ENAMETOOLONG,
+         START + "/" + "x" * 199 + ": File name too long"),
+        ({"cwd": "/nonexistent"}, "chdir", errno.ENOENT,
+         ENTER + "/nonexistent: No such file or directory"),
+        ({"cwd": "/etc/passwd"}, "chdir", errno.ENOTDIR, ENTER + "/etc/passwd: Not a directory"),
+        ({"cwd": "/work/../nonexistent"}, "chdir", errno.ENOENT,
+         ENTER + "/work/../nonexistent: No such file or directory"),
+        ({"cwd": "/proc/1/root"}, "chdir", errno.EACCES,
+         ENTER + "/proc/1/root: Permission denied"),
+        ({"uid_base": 2**32 - 10}, "uid_map", errno.EINVAL,
+         "cannot prepare the job: uid_map: Invalid argument"),
     ],
-)
+)  # fmt: skip
 def test_the_step_that_failed(
-    host: Host, fields: dict[str, object], step: str, number: int
+    host: Host, fields: dict[str, object], step: str, number: int, text: str, *, merge: bool
 ) -> None:
-    job = host.launch(["true"], **fields)
+    """Told to the holder, in the record, and as the one line of the job's output."""
+    job = host.launch(["true"], merge=merge, **fields)
     assert job.holder
     job.holder.hello()
     told = job.holder.expect(protocol.LAUNCH_FAILED)
-    assert (told["step"], told["errno"]) == (step, number)
+    assert (told["step"], told["errno"], told["detail"]) == (step, number, text)
     record = job.holder.end()
     assert (record.ended_by, record.step, record.errno) == ("launch", step, number)
+    assert record.detail == text
     assert record.started_us == 0
+    assert job.holder.output("out" if merge else "err") == text.encode() + b"\n"
+    assert merge or job.holder.output("out") == b""
     job.acknowledge()
+
+
+def script_at(path: str, content: bytes, mode: int = 0o755) -> Callable[[Job], None]:
+    """For `before`: a file in the job's /work."""
+
+    def write(job: Job) -> None:
+        file = job.path / "work" / path
+        file.write_bytes(content)
+        file.chmod(mode)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "number", "why"),
+    [
+        (b"#!/usr/bin/python9 -I\n", 0o755, errno.ENOENT,
+         "its interpreter /usr/bin/python9 is not there"),
+        (b"echo\n", 0o755, errno.ENOEXEC, "neither a program for this machine nor"),
+        (b"#! /usr/bin/ph\xffp", 0o755, errno.ENOENT, "its interpreter /usr/bin/ph\ufffdp is not"),
+        (b"#!/bin/sh\n", 0o644, errno.EACCES, "Permission denied"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_command(
+    host: Host, content: bytes, mode: int, number: int, why: str
+) -> None:
+    before = script_at("x", content, mode)
+    job = host.fork(["x"], path="/work/x", before=before)
+    job.enter_scope()
+    job.wait_ready()
+    holder = job.go()
+    holder.hello()
+    record = holder.end()
+    assert (record.step, record.errno) == ("exec", number)
+    assert record.detail.startswith(f"cannot start the command: /work/x: {why}")
+    assert holder.output("err") == record.detail.encode() + b"\n"
+    job.acknowledge()
+
+
+def test_a_step_that_failed_without_a_server(host: Host) -> None:
+    """The line is put aside like everything that a job has written: whole, and once."""
+    job = host.launch(["true"], path="/nonexistent")
+    assert job.holder
+    job.holder.close()
+    job.wait_gone()
+    text = b"cannot start the command: /nonexistent: No such file or directory\n"
+    assert job.record().rest == {"out": 0, "err": len(text)}
+    assert (job.path / "err.rest").read_bytes() == text
 
 
 def test_a_root_that_cannot_be_built(host: Host) -> None:
@@ -276,8 +344,11 @@ def test_a_root_that_cannot_be_built(host: Host) -> None:
     job.enter_scope()
     job.wait_ready()
     holder = job.go()
+    holder.hello()
     record = holder.end()
     assert (record.ended_by, record.step, record.errno) == ("launch", "bind work", errno.ENOENT)
+    assert record.detail == "cannot prepare the job: bind work: No such file or directory"
+    assert holder.output("err") == record.detail.encode() + b"\n"
     job.acknowledge()
 
 

@@ -63,3 +63,45 @@ def test_ends_move_running_jobs(reason: Reason) -> None:
         for code in (0, 1):
             end = End(reason, code=code)
             assert move(job(state=before), end.state, end=end).final
+
+
+@pytest.mark.parametrize(
+    ("end", "hint"),
+    [
+        (End(Reason.EXITED), "it has ended already, with exit code 0"),
+        (End(Reason.EXITED, code=3), "it has ended already, with exit code 3"),
+        (End(Reason.STOPPED, by="ann"), "it has ended already: stopped(by ann)"),
+    ],
+)
+def test_a_stop_that_comes_too_late(end: End, hint: str) -> None:
+    record = job(state=end.state, end=end)
+    with pytest.raises(FailedPrecondition) as caught:
+        move(record, S.STOPPING)
+    error = caught.value
+    assert str(error) == (
+        f"cannot stop job {record.id}: job is not running: {record.id} (status: {end.state})"
+    )
+    assert error.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("end", "text", "code"),
+    [
+        (End(Reason.LAUNCH_FAILED, step="exec", errno=13, detail="cannot start it: no"),
+         "launch-failed(exec): cannot start it: no", 1),
+        (End(Reason.LAUNCH_FAILED, step="chdir", errno=2, detail="cannot enter it: no"),
+         "launch-failed(chdir): cannot enter it: no", 1),
+        # of a record that an earlier version wrote
+        (End(Reason.LAUNCH_FAILED, step="bind /usr", errno=13),
+         "launch-failed(bind /usr): Permission denied", -1),
+        (End(Reason.LAUNCH_FAILED, step="go", detail="withdrawn"),
+         "launch-failed(go): withdrawn", -1),
+        (End(Reason.LAUNCH_FAILED, step="launch"), "launch-failed(launch)", -1),
+        (End(Reason.EXITED, code=7), "exited(7)", 7),
+        (End(Reason.SIGNALLED, signal=9), "signalled(9)", -1),
+        (End(Reason.STOPPED, code=3), "stopped", -1),
+    ],
+)  # fmt: skip
+def test_an_end_in_words_and_on_the_wire(end: End, text: str, code: int) -> None:
+    assert str(end) == text
+    assert end.exit_code == code
