@@ -6,8 +6,10 @@ A command that is neither on the job's path nor in its work directory is refused
 starts.
 """
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Collection, Mapping
 from typing import Final
 
@@ -22,6 +24,7 @@ MAX_NAME: Final = 256
 # characters of a description: with the id they are fewer than init mode takes
 MAX_SHOWN_NAME: Final = 60
 MAX_SHOWN_COMMAND: Final = 100
+MAX_SHOWN: Final = 200  # characters of a client's word that an error repeats
 # bytes of arguments and environment together, as a plan carries them; it has room for 1 MiB
 MAX_PLAN_STRINGS: Final = 786_432
 DEFAULT_PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
@@ -29,6 +32,8 @@ DEFAULT_PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/s
 HOST_NETWORKS: Final = frozenset({"", "host", "bridge"})
 # trees of the host that a job sees
 SEEN: Final = ("/usr/", "/bin/", "/sbin/", "/lib/", "/lib64/", "/lib32/")
+NOT_THERE: Final = "it is not there"
+DIRECTORY: Final = "it is a directory"
 STOP_MARGIN_US: Final = (
     5_000_000  # TimeoutStopSec beyond the grace: PID 1's record, the server's reading
 )
@@ -105,32 +110,69 @@ def environment(job_id: str, spec: JobSpec) -> dict[str, str]:
     }
 
 
-def find_command(command: str, env: Mapping[str, str]) -> str:
-    """The path to execute. Blocking. Raises InvalidArgument when the job could not find it.
+def find_command(command: str, env: Mapping[str, str], cwd: str = WORK) -> str:
+    """The path to execute. Blocking. Raises InvalidArgument when the job could not execute it.
 
     A job sees the host's /usr (and what of / points there) and its own work directory, which is
-    empty before it runs.
+    empty before it runs. cwd: where the job begins, as `work_dir` gives it.
     """
+    seen = "a job sees /usr, /bin, /sbin and /lib of this host"
     if "/" in command:
-        path = os.path.normpath(command)
-        if path.startswith(SEEN) and _executable(path):
+        path = _absolute(cwd, command)
+        if f"{path}/".startswith(f"{WORK}/"):
+            hint = f"{WORK} is empty when a job begins, and uploads are not served yet"
+            raise _not_found(command, hint)
+        why = _why_not(path) if path.startswith(SEEN) else NOT_THERE
+        if not why:
             return path
-        raise _not_found(
-            command, "a job sees /usr, /bin, /sbin and /lib of this host, and its own /work"
-        )
+        raise _refused(command, why) if why != NOT_THERE else _not_found(command, seen)
+    refused = None
     for directory in env.get("PATH", DEFAULT_PATH).split(":"):
-        path = os.path.join(directory, command)  # noqa: PTH118
-        if os.path.normpath(path).startswith(SEEN) and _executable(path):
+        path = _absolute(cwd, directory, command)
+        if not path.startswith(SEEN):
+            continue
+        why = _why_not(path)
+        if not why:
             return path
-    raise _not_found(command, f"the job's PATH is {env.get('PATH', DEFAULT_PATH)}")
+        # as shells do it: the next directory may have a better one
+        if why not in (NOT_THERE, DIRECTORY) and refused is None:
+            refused = _refused(command, f"{path}: {why}")
+    raise refused or _not_found(command, f"the job's PATH is {env.get('PATH', DEFAULT_PATH):.400}")
 
 
-def _executable(path: str) -> bool:
-    return os.path.isfile(path) and os.access(path, os.X_OK)  # noqa: PTH113
+def _absolute(*parts: str) -> str:
+    return os.path.normpath(os.path.join(*parts))  # noqa: PTH118
+
+
+def _why_not(path: str) -> str:
+    """Why a job cannot execute a file of the host; "" if it can."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116
+    except OSError as error:
+        nowhere = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+        return NOT_THERE if error.errno in nowhere else os.strerror(error.errno or 0)
+    if stat.S_ISDIR(mode):
+        return DIRECTORY
+    if not stat.S_ISREG(mode):
+        return "it is not a file"
+    # to a job everybody else's file is a stranger's, as it is to this server
+    if not os.access(path, os.X_OK):
+        return f"it is not executable for everybody (mode {stat.S_IMODE(mode):04o})"
+    return ""
+
+
+def _refused(command: str, why: str) -> InvalidArgument:
+    hint = "name a program, or for a script its interpreter: python3 FILE"
+    return InvalidArgument(f"run {shown(command)}", why, hint=hint)
 
 
 def _not_found(command: str, hint: str) -> InvalidArgument:
-    return InvalidArgument(WHAT, f"command not found: {command:.200}", hint=hint)
+    return InvalidArgument(WHAT, f"command not found: {shown(command)}", hint=hint)
+
+
+def shown(text: str) -> str:
+    """A client's word in a sentence of ours."""
+    return "".join(c if c.isprintable() else "?" for c in text[:MAX_SHOWN])
 
 
 def free_uid_base(taken: Collection[int]) -> int:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from joblet import link
-from joblet.errors import FailedPrecondition, JobletError, NotFound, ResourceExhausted, Unavailable
+from joblet.errors import JobletError, NotFound, ResourceExhausted, Unavailable
 from joblet.launch import protocol
-from joblet.model import FINAL, Job, JobSpec, JobState, Limits, unit_name
+from joblet.model import FINAL, Job, JobSpec, JobState, Limits, not_running, unit_name
 from joblet.server import admission, events, jobtask, limits, recovery
 from joblet.server.ctl import Ctl
 from joblet.server.jobtask import JobTask, Tools
@@ -94,7 +94,10 @@ class Supervisor:
         admission.validate(spec)
         job_id = self._new_id()
         path = await asyncio.to_thread(
-            admission.find_command, spec.command, admission.environment(job_id, spec)
+            admission.find_command,
+            spec.command,
+            admission.environment(job_id, spec),
+            admission.work_dir(spec.work_dir),
         )
         wanted, left_out = self._tools.enforcement.before(asked)
         self._check_open()  # it may have been closed while we looked for the command
@@ -147,9 +150,7 @@ class Supervisor:
         task = self._tasks.get(job.id)
         if task is None:
             job = await self.get(job.id)  # it may have ended while we looked
-            raise FailedPrecondition(
-                f"stop job {job.id}", f"job is not running: {job.id} (status: {job.state})"
-            )
+            raise not_running(job)
         return await task.stop(by)
 
     async def open_log(self, job_id: str) -> JobLog:

@@ -153,6 +153,7 @@ def test_found_on_the_jobs_path(command: str) -> None:
         ("/bin/sh", "/bin/sh"),
         ("/usr/bin/../bin/true", "/usr/bin/true"),
         ("/usr//bin/./true", "/usr/bin/true"),
+        ("../usr/bin/true", "/usr/bin/true"),  # from /work
     ],
 )
 def test_found_by_its_path(command: str, path: str) -> None:
@@ -171,11 +172,10 @@ def test_the_first_of_the_path_wins() -> None:
         "no-such-command",
         "./true",
         "bin/true",
-        "../usr/bin/true",
+        "../usr/bin/../../etc/passwd",
         "/etc/passwd",
         "/usr/bin/../../etc/passwd",
         "/usr/../etc/passwd",
-        "/usr/bin",
         "/usr",
         "/",
         ".",
@@ -185,7 +185,6 @@ def test_the_first_of_the_path_wins() -> None:
         "/proc/self/exe",
         "/tmp",
         "/work/upload",
-        "/usr/share/doc",
         "~/true",
         "true ",
         " ",
@@ -202,6 +201,35 @@ def test_not_found(command: str) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("command", ["./upload", "/work/upload", "x/../upload", "/work/a/../b"])
+def test_what_would_have_to_be_uploaded(command: str) -> None:
+    with pytest.raises(InvalidArgument, match="command not found") as caught:
+        find_command(command, ENV)
+    assert caught.value.hint == ("/work is empty when a job begins, and uploads are not served yet")
+
+
+@pytest.mark.parametrize("command", ["/usr/bin", "/usr/share/doc", "/bin/../usr/lib"])
+def test_a_directory_is_no_command(command: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        find_command(command, ENV)
+    assert str(caught.value) == f"cannot run {command}: it is a directory"
+    assert caught.value.hint
+
+
+def test_relative_to_the_work_directory() -> None:
+    assert find_command("./true", ENV, "/usr/bin") == "/usr/bin/true"
+    assert find_command("bin/true", ENV, "/usr") == "/usr/bin/true"
+    assert find_command("../bin/true", ENV, "/usr/lib") == "/usr/bin/true"
+    assert find_command("true", {"PATH": "."}, "/usr/bin") == "/usr/bin/true"
+    assert find_command("true", {"PATH": "/nowhere:"}, "/usr/bin") == "/usr/bin/true"
+    with pytest.raises(InvalidArgument, match=r"cannot run \./bin: it is a directory"):
+        find_command("./bin", ENV, "/usr")
+    with pytest.raises(InvalidArgument, match="command not found"):
+        find_command("./true", ENV, "/work/deeper")
+    with pytest.raises(InvalidArgument, match="command not found"):
+        find_command("../../etc/passwd", ENV, "/usr/bin")
+
+
 def not_executable() -> str:
     """A file beneath /usr that nobody may execute."""
     for path in Path("/usr/lib/python3").rglob("*.py"):
@@ -212,10 +240,26 @@ def not_executable() -> str:
 
 def test_not_executable() -> None:
     path = not_executable()
-    with pytest.raises(InvalidArgument, match="command not found"):
+    with pytest.raises(InvalidArgument) as caught:
         find_command(path, ENV)
-    with pytest.raises(InvalidArgument, match="command not found"):
-        find_command(Path(path).name, {"PATH": str(Path(path).parent)})
+    why = "it is not executable for everybody (mode 0644)"
+    assert str(caught.value) == f"cannot run {path:.200}: {why}"
+    assert "python3 FILE" in caught.value.hint
+    name = Path(path).name
+    with pytest.raises(InvalidArgument) as caught:
+        find_command(name, {"PATH": str(Path(path).parent)})
+    assert str(caught.value) == f"cannot run {name}: {path}: {why}"
+
+
+def test_a_later_directory_of_the_path_may_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As shells do it: what cannot be executed is passed over, and told if nothing better comes."""
+    asked = {"/usr/a/tool": "no", "/usr/b/tool": "", "/usr/d/tool": admission.DIRECTORY}
+    monkeypatch.setattr(admission, "_why_not", lambda path: asked.get(path, admission.NOT_THERE))
+    assert find_command("tool", {"PATH": "/usr/a:/usr/b"}) == "/usr/b/tool"
+    with pytest.raises(InvalidArgument, match="cannot run tool: /usr/a/tool: no"):
+        find_command("tool", {"PATH": "/usr/d:/usr/a"})
+    with pytest.raises(InvalidArgument, match="command not found: tool"):
+        find_command("tool", {"PATH": "/usr/d"})
 
 
 @pytest.mark.parametrize(

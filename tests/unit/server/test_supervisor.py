@@ -468,9 +468,9 @@ def test_a_server_that_is_closed_while_a_command_is_looked_for(
             loop = asyncio.get_running_loop()
             found = admission.find_command
 
-            def slow(command: str, env: dict[str, str]) -> str:
+            def slow(command: str, env: dict[str, str], cwd: str) -> str:
                 asyncio.run_coroutine_threadsafe(made.close(), loop).result(10)
-                return found(command, env)
+                return found(command, env, cwd)
 
             patch.setattr(admission, "find_command", slow)
             with pytest.raises(Unavailable, match="the server is stopping"):
