@@ -25,7 +25,10 @@ from joblet.systemd import messages
 log = logging.getLogger(__name__)
 
 BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
-PATIENCE_S: Final = 5.0  # that a request waits for a link that is being made again
+PATIENCE_S: Final = 5.0  # for the first link, while the server starts
+# How long after the loss of the link requests wait for it: a restart of init mode takes less than
+# a second. Then they fail at once until it is back, so that a client hears of it soon.
+LOST_S: Final = 2.5
 ANSWER_S: Final = 60.0  # init mode answers or fails long before; a hang would be a bug
 STOP_S: Final = 660.0  # systemd's stop of a scope takes up to its TimeoutStopSec
 HINT: Final = "see `systemctl status joblet-init.service joblet-init.socket`"
@@ -38,7 +41,8 @@ class Launcher:
         self._up = asyncio.Event()
         self._waiting: dict[int, asyncio.Future[tuple[Message, list[int]]]] = {}
         self._next = 0
-        self._why = "it is not connected yet"
+        self._why = "init mode has not answered yet"
+        self._lost_at: float | None = None  # of the event loop's time
 
     async def run(self) -> None:
         """Keeps the link; owned by the daemon, ends by cancellation."""
@@ -54,11 +58,10 @@ class Launcher:
                 self._why = "init mode hung up"
             except (JobletError, OSError) as error:
                 # a restarted init mode is not told: its socket is there all the time
-                reason = (isinstance(error, OSError) and error.strerror) or str(error)
-                self._why = f"{self._path}: {reason}"
+                self._why = self._reason(error)
                 log.log(
                     logging.DEBUG if away else logging.WARNING,
-                    "cannot reach init mode at %s; %s",
+                    "cannot reach init mode: %s; %s",
                     self._why,
                     HINT,
                     extra={"fields": {"MESSAGE_ID": messages.INIT_MODE_AWAY}},
@@ -68,6 +71,13 @@ class Launcher:
                 self._down()
             await asyncio.sleep(BACKOFF_S[min(tries, len(BACKOFF_S) - 1)])
             tries += 1
+
+    def _reason(self, error: JobletError | OSError) -> str:
+        if isinstance(error, JobletError):
+            return error.why
+        if isinstance(error, TimeoutError):
+            return "init mode does not answer"
+        return f"init mode is not there ({self._path}: {error.strerror or error})"
 
     async def _connect(self) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
@@ -102,13 +112,15 @@ class Launcher:
                 waiting.set_exception(link.error_from(message.get("error")))
 
     def _down(self) -> None:
+        if self._up.is_set():
+            self._lost_at = asyncio.get_running_loop().time()
         self._up.clear()
         if self._link is not None:
             self._link.close()
             self._link = None
         for waiting in self._waiting.values():
             if not waiting.done():
-                waiting.set_exception(Unavailable("ask init mode", self._why, hint=HINT))
+                waiting.set_exception(self._no_link())
         self._waiting.clear()
 
     async def wait_up(self) -> None:
@@ -117,14 +129,26 @@ class Launcher:
             async with asyncio.timeout(PATIENCE_S):
                 await self._up.wait()
         except TimeoutError:
-            raise Unavailable("ask init mode", self._why, hint=HINT) from None
+            raise self._no_link() from None
+
+    def _no_link(self) -> Unavailable:
+        return Unavailable("ask init mode", self._why, hint=HINT)
+
+    async def _again(self) -> None:
+        """Wait for a link that was lost. Raises Unavailable when that takes too long."""
+        try:
+            async with asyncio.timeout_at((self._lost_at or 0.0) + LOST_S):
+                await self._up.wait()
+        except TimeoutError:
+            raise self._no_link() from None
 
     async def _ask(
         self, verb: str, fds: Sequence[int] = (), *, answer_s: float = ANSWER_S, **fields: object
     ) -> tuple[Message, list[int]]:
-        await self.wait_up()
+        if not self._up.is_set():
+            await (self.wait_up() if self._lost_at is None else self._again())
         if self._link is None:
-            raise Unavailable("ask init mode", self._why, hint=HINT)
+            raise self._no_link()
         self._next += 1
         number = self._next
         loop = asyncio.get_running_loop()
@@ -175,6 +199,8 @@ class Launcher:
         return _socket(fds)
 
     async def cancel(self, job: str) -> None:
+        if not self._up.is_set():
+            raise self._no_link()  # the hang-up has withdrawn it
         await self._ask("cancel", job=job)
 
     async def connect(self, job: str) -> tuple[str, socket.socket | None]:

@@ -61,11 +61,16 @@ UNSENT_MAX: Final = 64 << 10
 
 CALL_SECONDS: Final = 25.0
 CONNECT_SECONDS: Final = 5.0
+# How long after the loss of the bus calls wait for it: its restart takes less than a second. Then
+# they fail at once until it is back, so that whoever waits hears of it soon.
+PATIENCE_SECONDS: Final = 2.5
 BACKOFF_SECONDS: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 # The answer when nobody owns the destination: the call was not delivered.
 NAME_HAS_NO_OWNER: Final = "org.freedesktop.DBus.Error.NameHasNoOwner"
 SERVICE_UNKNOWN: Final = "org.freedesktop.DBus.Error.ServiceUnknown"
+
+HINT: Final = "see `systemctl status dbus.service dbus.socket`"
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +99,7 @@ class Bus:
         self._connection: _Connection | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._closed = False
+        self._lost_at: float | None = None  # of the event loop's time
         self._trouble = "never connected"
         self._matching = asyncio.Lock()
         self._subscriptions = Subscriptions()
@@ -115,7 +121,7 @@ class Bus:
             raise Unavailable(
                 f"reach the bus at {self._address}",
                 _why(error),
-                hint="see whether dbus runs: systemctl status dbus.socket",
+                hint=HINT,
             ) from None
         self._connection = connection
         self._ready.set()
@@ -205,12 +211,23 @@ class Bus:
 
     async def _connected(self, what: str) -> "_Connection":
         while True:
-            await self._ready.wait()
+            if not self._ready.is_set():
+                await self._back(what)
             if self._closed or self._connection is None:
                 raise Unavailable(what, self._trouble)
             if not self._connection.trouble:
                 return self._connection
             await asyncio.sleep(0)  # the keeper has yet to see that it ended
+
+    async def _back(self, what: str) -> None:
+        """Wait for the connection. Raises Unavailable when that takes too long."""
+        patience = None if self._lost_at is None else self._lost_at + PATIENCE_SECONDS
+        try:
+            async with asyncio.timeout_at(patience):
+                await self._ready.wait()
+        except TimeoutError:
+            why = f"the D-Bus at {self._address} is away: {self._trouble}"
+            raise Unavailable(what, why, hint=HINT) from None
 
     async def _keep(self, connection: "_Connection") -> None:
         """Own the connection: wait for its end, make the next."""
@@ -218,6 +235,7 @@ class Bus:
             while True:
                 await connection.ended()
                 self._ready.clear()
+                self._lost_at = asyncio.get_running_loop().time()
                 self._trouble = connection.trouble
                 await connection.close()
                 log.warning("Lost the bus at %s: %s", self._address, self._trouble)

@@ -222,6 +222,32 @@ def test_the_connection_comes_back_with_its_matches(daemon: Daemon) -> None:
     asyncio.run(main())
 
 
+def test_calls_do_not_wait_for_a_bus_that_stays_away(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for all of them; who comes later hears at once, until it is back."""
+    monkeypatch.setattr("joblet.systemd.bus.PATIENCE_SECONDS", 0.3)
+
+    async def main() -> None:
+        async with connected(daemon.address) as bus:
+            daemon.kill()
+            await until(lambda: not bus.connected)
+            for _ in range(3):
+                with pytest.raises(Unavailable, match=r"D-Bus at .* is away: ") as caught:
+                    await bus.call(DRIVER, DRIVER_PATH, DRIVER, "GetId", timeout=100)
+                assert "systemctl status dbus.service" in caught.value.hint
+            # the time is over, so this one does not wait: not even for what is ready
+            call = asyncio.create_task(bus.call(DRIVER, DRIVER_PATH, DRIVER, "GetId"))
+            _, pending = await asyncio.wait([call], timeout=0.2)
+            assert not pending
+            assert isinstance(call.exception(), Unavailable)
+            daemon.start()
+            await until(lambda: bus.connected)
+            await bus.call(DRIVER, DRIVER_PATH, DRIVER, "GetId")
+
+    asyncio.run(main())
+
+
 def test_a_bus_that_comes_and_goes_leaves_no_descriptor(daemon: Daemon) -> None:
     async def main() -> None:
         async with connected(daemon.address) as bus:
