@@ -38,7 +38,7 @@ def _help(context: click.Context) -> None:
 @click.group(
     "job",
     cls=LazyGroup,
-    modules=JOB_COMMANDS,
+    modules={**JOB_COMMANDS, "help": "help"},
     invoke_without_command=True,
     context_settings=CONTEXT,
 )
@@ -63,7 +63,13 @@ class Root(LazyGroup):
 @click.group(
     "rnx",
     cls=Root,
-    modules={**JOB_COMMANDS, "nodes": "nodes", "runtime": "runtime", "version": "version"},
+    modules={
+        **JOB_COMMANDS,
+        "nodes": "nodes",
+        "runtime": "runtime",
+        "version": "version",
+        "help": "help",
+    },
     invoke_without_command=True,
     context_settings=CONTEXT,
     epilog=EXIT_CODES + "\n  …    with --follow or --wait see rnx job run --help",

@@ -87,7 +87,19 @@ def _global(*names: str, **kwargs: Any) -> Callable[[Decorated], Decorated]:
     return click.option(*names, expose_value=False, callback=_set, **kwargs)
 
 
-class LazyGroup(click.Group):
+class Group(click.Group):
+    """A group that says of a word that it does not know what may have been meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            raise unknown_command(ctx, self, name)
+        return super().resolve_command(ctx, args)
+
+
+class LazyGroup(Group):
     """A group whose commands are modules of rnx.commands, each with its `command`, imported when
     they are used: `rnx job list` does not pay for `rnx job run`."""
 
@@ -105,13 +117,16 @@ class LazyGroup(click.Group):
         command: click.Command = importlib.import_module(f"rnx.commands.{module}").command
         return command
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name in NOT_SERVED and name not in self._modules:
-            raise UsageError(
-                f"cannot use {ctx.command_path} {name}: it is part of the published rnx, "
-                "and not served yet"
-            )
-        return super().resolve_command(ctx, args)
+
+def unknown_command(context: click.Context, group: click.Group, name: str) -> UsageError:
+    """For a word that is no command of the group."""
+    tried = f"cannot use {context.command_path} {shown(name) if not is_text(name) else name:.80}"
+    if name in NOT_SERVED:
+        return UsageError(f"{tried}: it is part of the published rnx, and not served yet")
+    from difflib import get_close_matches
+
+    near = get_close_matches(name[:80].lower(), group.list_commands(context), 1)
+    hint = f"did you mean `{context.command_path} {near[0]}`?" if near else ""
+    error = UsageError(f"{tried}: there is no such command{'; ' if hint else ''}{hint}")
+    error.command = context.command_path
+    return error

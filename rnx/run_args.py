@@ -202,7 +202,11 @@ class _Scan:
 def _unknown(name: str) -> str:
     if name in NOT_SERVED:
         return f"cannot use {name}: it is part of the published rnx, and not served yet"
-    return f"unknown flag: {name}; a flag of the job's command goes behind the command"
+    from difflib import get_close_matches
+
+    near = get_close_matches(name[:80], _BY_NAME, 1)
+    hint = f"did you mean {near[0]}? A" if near else "a"
+    return f"unknown flag: {name:.80}; {hint} flag of the job's command goes behind the command"
 
 
 def _apply(run: RunArgs, flag: Flag, text: str) -> None:

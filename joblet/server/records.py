@@ -37,6 +37,7 @@ CLOSE_SECONDS: Final = 4.0
 
 # A full UUID; anything shorter may be a prefix.
 ID_LENGTH: Final = 36
+MATCHES: Final = 5  # ids that are shown to who gave a prefix of several
 
 # Puts of one run of the server, at most; its number stands above them in a revision.
 PUTS_BITS: Final = 40
@@ -170,9 +171,14 @@ class Records:
     async def get(self, text: str) -> Job:
         """The job with this id, or the only one whose id begins so. Raises NotFound."""
         rows = await self._read("find a job", lambda db: _find(db, text))
-        if len(rows) != 1:
-            raise NotFound("find the job", f"job not found: {text}")
-        return _job(*rows[0])
+        if len(rows) == 1:
+            return _job(*rows[0])
+        hint = "`rnx list` shows all jobs"
+        if rows:
+            ids = [_job(*row).id for row in rows[:MATCHES]]
+            more = ", and more" if len(rows) > MATCHES else ""
+            hint = f"several ids begin so: {', '.join(ids)}{more}; write more of it"
+        raise NotFound("find the job", f"job not found: {text:.80}", hint=hint)
 
     async def list(self, *, states: Collection[JobState] = ()) -> Jobs:
         """All jobs, or those in `states`, in the order of their creation."""
@@ -316,7 +322,8 @@ def _find(db: sqlite3.Connection, text: str) -> list[tuple[int, str]]:
         return found
     beyond = text + chr(0x10FFFF)
     return db.execute(
-        "SELECT format, body FROM jobs WHERE id > ? AND id < ? LIMIT 2", (text, beyond)
+        "SELECT format, body FROM jobs WHERE id > ? AND id < ? ORDER BY id LIMIT ?",
+        (text, beyond, MATCHES + 1),
     ).fetchall()
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rnx.formats import size
-from rnx.options import global_options
+from rnx.options import Group, global_options
 from rnx.output import one_line
 from rnx.session import Session
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from joblet_pb import joblet_pb2 as pb
 
 
-@click.group("runtime", invoke_without_command=True)
+@click.group("runtime", cls=Group, invoke_without_command=True)
 @global_options
 @click.pass_context
 def command(context: click.Context) -> None:

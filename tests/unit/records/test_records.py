@@ -94,6 +94,32 @@ def test_ids_and_prefixes(path: Path) -> None:
             with pytest.raises(NotFound) as caught:
                 await records.get(text)
             assert caught.value.why == f"job not found: {text}"
+            assert ("begin so" in caught.value.hint) == (text == "a")
+
+    run(path, test)
+
+
+def test_a_prefix_of_several_shows_them(path: Path) -> None:
+    jobs = [make(f"ab{n:06x}-0000-4000-8000-000000000000") for n in range(7)]
+    other = make("ac000000-0000-4000-8000-000000000000")
+
+    async def test(records: Records) -> None:
+        for job in (*jobs[:2], other):
+            await records.put(job)
+        with pytest.raises(NotFound) as caught:
+            await records.get("ab")
+        assert caught.value.why == "job not found: ab"
+        shown = f"several ids begin so: {jobs[0].id}, {jobs[1].id}"
+        assert caught.value.hint == f"{shown}; write more of it"
+        for job in jobs[2:]:
+            await records.put(job)
+        with pytest.raises(NotFound) as caught:
+            await records.get("ab")
+        ids = ", ".join(job.id for job in jobs[:5])
+        assert caught.value.hint == f"several ids begin so: {ids}, and more; write more of it"
+        with pytest.raises(NotFound) as caught:
+            await records.get("x" * 100_000)
+        assert len(caught.value.text) < 200
 
     run(path, test)
 

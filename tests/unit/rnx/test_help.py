@@ -64,6 +64,33 @@ def test_every_command_has_help(
     assert err == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        (("help",), ()),
+        (("help", "help"), ("help",)),
+        (("help", "run"), ("run",)),
+        (("help", "run", "true"), ("run",)),
+        (("help", "job"), ("job",)),
+        (("help", "job", "log"), ("job", "log")),
+        (("help", "runtime", "list"), ("runtime", "list")),
+        (("job", "help"), ("job",)),
+        (("job", "help", "stop"), ("job", "stop")),
+    ],
+)
+def test_help_as_a_command(
+    words: tuple[str, ...],
+    path: tuple[str, ...],
+    rnx: Rnx,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert main([*path, "--help"]) == 0
+    text, _ = capfd.readouterr()
+    result = rnx(*words)
+    assert (result.code, result.err) == (0, "")
+    assert result.text == text
+
+
 def test_help_of_run_has_every_flag_and_every_exit_code(rnx: Rnx) -> None:
     text = rnx("job", "run", "--help").text
     for flag in FLAGS:
@@ -83,8 +110,18 @@ def test_groups_alone_show_their_help(rnx: Rnx, words: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("frob",), "No such command 'frob'"),
-        (("job", "frob"), "No such command 'frob'"),
+        (("frob",), "cannot use rnx frob: there is no such command"),
+        (("job", "frob"), "cannot use rnx job frob: there is no such command"),
+        (("help", "frob"), "cannot use rnx frob: there is no such command"),
+        (("job", "help", "frob"), "cannot use rnx job frob: there is no such command"),
+        (("runtime", "lst"), "did you mean `rnx runtime list`?"),
+        (("Status",), "did you mean `rnx status`?"),
+        (("stauts", "--json"), "did you mean `rnx status`?"),
+        (("lgo",), "did you mean `rnx log`?"),
+        (("ps",), "cannot use rnx ps: there is no such command"),
+        (("x" * 100_000,), "cannot use rnx xxx"),
+        (("\udcff",), r"cannot use rnx '\xff'"),
+        (("--frob", "list"), "--frob"),
         (("list", "--frob"), "--frob"),
         (("status",), "Missing argument 'JOB'"),
         (("stop", "a", "b"), "unexpected extra argument"),
@@ -99,6 +136,11 @@ def test_mistakes_show_the_usage(rnx: Rnx, words: tuple[str, ...], said: str) ->
     assert result.err.startswith("Error: ")
     assert said in result.err
     assert "--help`" in result.err.splitlines()[-1]
+
+
+def test_a_suggestion_is_made_of_what_is_there(rnx: Rnx) -> None:
+    assert "did you mean" not in rnx("zzz").err
+    assert len(rnx("x" * 100_000).err) < 300
 
 
 @pytest.mark.parametrize("name", sorted(NOT_SERVED))

@@ -80,6 +80,7 @@ def test_the_last_value_counts() -> None:
         ([], "no command"),
         (["--json"], "no command"),
         (["--"], "no command"),
+        (["--folow", "x"], "unknown flag: --folow; did you mean --follow? A flag of the job's"),
         (["--frobnicate", "x"], "unknown flag: --frobnicate"),
         (["--frobnicate=1", "x"], "unknown flag: --frobnicate;"),
         (["--name"], "--name: it needs a value"),
