@@ -419,25 +419,35 @@ def test_every_kind_of_file_goes(directories: Directories, base: Path) -> None:
     assert list(base.iterdir()) == []
 
 
+def nest(top: Path, depth: int) -> None:
+    """Directories in directories, here and there with a file."""
+    here = os.open(top, os.O_RDONLY)
+    try:
+        for number in range(depth):
+            os.mkdir("d" * 20, dir_fd=here)
+            if number % 100 == 0:
+                os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+            inner = os.open("d" * 20, os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = inner
+    finally:
+        os.close(here)
+
+
 def test_deeper_than_any_stack(directories: Directories, base: Path) -> None:
     """A job can nest directories without an end, and longer than any path."""
     job = make(directories)
-    here = os.open(base / job / "work", os.O_RDONLY)
-    for number in range(3000):
-        os.mkdir("d" * 20, dir_fd=here)
-        if number % 100 == 0:
-            os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=here))
-        inner = os.open("d" * 20, os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = inner
-    os.close(here)
     before = open_descriptors()
     try:
+        nest(base / job / "work", 3000)
         directories.remove(job)
         assert list(base.iterdir()) == []
         assert open_descriptors() == before
-    finally:  # nobody else could remove what is left, were it left
-        subprocess.run(["rm", "-rf", str(base / job)], check=True)
+    finally:
+        # whatever happens on the way: pytest's own clean-up goes no deeper than Python's stack,
+        # and what is left fails it in every run that follows
+        subprocess.run(["rm", "-rf", "--", str(base)], check=True)
+        base.mkdir()
 
 
 def test_many_files_go(directories: Directories, base: Path) -> None:
