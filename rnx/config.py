@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rnx.errors import ConfigError
+from rnx.output import quoted
 
 DEFAULT_NODE = "default"
 DEFAULT_PORT = 50051
@@ -61,7 +62,7 @@ class Config:
         if name not in self.nodes:
             have = ", ".join(sorted(self.nodes))
             raise ConfigError(
-                f"node {name!r} not found in configuration {self.path}; "
+                f"node {quoted(name)} not found in configuration {self.path}; "
                 f"it has {have}: choose one with --node"
             )
         return _node(self.path, name, self.nodes[name])
@@ -103,7 +104,9 @@ def load(path: Path) -> Config:
     try:
         text = _decode(path.read_bytes())
     except FileNotFoundError:
-        raise ConfigError(f"client configuration file not found: {path}") from None
+        raise ConfigError(
+            f"client configuration file not found: {path}; check the path, or leave it out"
+        ) from None
     except PermissionError:
         raise ConfigError(
             f"cannot read {path}: permission denied; what `joblet cert` writes is for root and the "

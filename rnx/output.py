@@ -28,10 +28,11 @@ COLOURS = {
     "CANCELED": 35,
 }
 
-# Control characters in what others wrote (names, commands, errors) would reach the terminal.
+# Control characters in what others wrote (names, commands, errors) would reach the terminal; bytes
+# of the command line that are not UTF-8 are the surrogates of PEP 383.
 _HARMLESS = {
-    code: f"\\x{code:02x}"
-    for code in (*range(0x20), *range(0x7F, 0xA0))
+    code: f"\\x{code & 0xFF:02x}"
+    for code in (*range(0x20), *range(0x7F, 0xA0), *range(0xDC80, 0xDD00))
     if code not in (0x09, 0x0A)
 }
 
@@ -116,6 +117,11 @@ def one_line(text: str) -> str:
 def shown(word: str) -> str:
     """A word of the command line that is not text, with its odd bytes as \\xNN."""
     return ascii(word).replace("\\udc", "\\x")
+
+
+def quoted(word: str) -> str:
+    """A word of the command line in quotes, with odd bytes as \\xNN."""
+    return repr(word).replace("\\udc", "\\x")
 
 
 def is_text(word: str) -> bool:

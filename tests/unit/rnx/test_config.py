@@ -232,6 +232,7 @@ def test_another_node_is_another_connection(
     assert dead.code == 1
     assert "node 'dead' at 127.0.0.1:1: connection refused" in dead.err
     assert "node 'x' not found in configuration" in rnx("list", "--node=x").err
+    assert r"node '\xff' not found in configuration" in rnx("list", "--node=\udcff").err
 
 
 def test_rnx_config_is_read_from_the_environment(

@@ -121,6 +121,7 @@ def test_groups_alone_show_their_help(rnx: Rnx, words: tuple[str, ...]) -> None:
         (("ps",), "cannot use rnx ps: there is no such command"),
         (("x" * 100_000,), "cannot use rnx xxx"),
         (("\udcff",), r"cannot use rnx '\xff'"),
+        (("list", "\udcff"), r"unexpected extra argument (\xff)"),
         (("--frob", "list"), "--frob"),
         (("list", "--frob"), "--frob"),
         (("status",), "Missing argument 'JOB'"),
