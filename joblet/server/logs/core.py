@@ -5,19 +5,23 @@ Invariants: `written[S]` bytes lie in the file of stream S, put there by the str
 (its reader thread, or an import while no pipe is attached); `state.held[S]` of them are entered,
 and nobody reads the others. A record is counted in only after it was written whole, under `lock`.
 
-Must not import anything of joblet but joblet.errors and its neighbours format, files, recovery.
+Must not import anything of joblet but joblet.errors and its neighbours format, files, mask,
+recovery.
 """
 
 import asyncio
 import dataclasses
+import enum
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import Final
 
 from joblet.errors import FailedPrecondition, Internal, JobletError
 from joblet.server.logs import format as fmt
 from joblet.server.logs.files import LogFiles, sync_directory
 from joblet.server.logs.format import GapKind, IndexState, Kind, Record
+from joblet.server.logs.mask import Mask, stars
 from joblet.server.logs.recovery import append, unknown_gap
 
 # Records read at once: few at first, because a follower at the end wants one or two.
@@ -59,6 +63,15 @@ class Place:
     record: int
 
 
+class Held(enum.Enum):
+    """Instead of what stands at an offset: not to be read yet."""
+
+    HELD = enum.auto()
+
+
+HELD: Final = Held.HELD
+
+
 class LogCore:
     """One log, opened and repaired. Made by the store, shared by all who use the log."""
 
@@ -80,8 +93,10 @@ class LogCore:
         self.written = list(state.held)
         self.lock = threading.Lock()
         self.step = step
-        # These four belong to the event loop.
+        self.mask: Mask | None = None  # secrets that nobody reads; set before anybody reads
+        # These five belong to the event loop.
         self.closed: JobletError | None = None  # why nobody can use the log any more
+        self.given_up: JobletError | None = None  # why nobody attends to the job any more
         self.trouble: JobletError | None = None  # why reading rests
         self.waiters: set[asyncio.Future[None]] = set()
         self.owner: object = None  # the JobLog: it is there as long as anybody uses this
@@ -155,6 +170,18 @@ class LogCore:
                 self._append(Kind.GAP, stream, fmt.gap_length(kind, unknown=False), count)
         self._wake(self)
 
+    def tail_is_lost(self, stream: int) -> bool:
+        """Whether the log ends with a gap that hides what was lost of the stream's end."""
+        return self.state.tail_lost in (fmt.ALL_STREAMS, stream)
+
+    def lose_tail(self, streams: Collection[int]) -> None:
+        """Enter, once, that what these streams said last is lost. Raises OSError."""
+        left = [s for s in streams if s not in self.state.ended and not self.tail_is_lost(s)]
+        if len(left) > 1 and frozenset(left) == self.state.expected:
+            left = [fmt.ALL_STREAMS]
+        for stream in left:
+            self.gap(GapKind.LOST, stream, None)
+
     def mark_rest(self, stream: int) -> int:
         """How many bytes of a stream's rest the log holds; marks where the rest begins, once.
 
@@ -196,22 +223,32 @@ class LogCore:
                     self._touch()
                 raise
 
-    def read(self, place: Place, max_bytes: int) -> tuple[Chunk | Gap, Place] | None:
+    def read(self, place: Place, max_bytes: int) -> tuple[Chunk | Gap, Place] | Held | None:
         """What stands at an offset, up to `max_bytes` of one stream, and the place behind it.
 
-        None at the end of the log. Raises OSError, and Internal if bytes are not there.
+        None at the end of the log; HELD where a secret may have begun that the job goes on to
+        say: the next record decides. Raises OSError, and Internal if bytes are not there.
         """
         total = self.state.records
         offset = place.offset
         with self.files.pinned():
             number = place.record or self._find(offset, total)
             first: Record | None = None
+            gap: tuple[Gap, Place] | None = None
             taken = 0
             for record in self._records(number, total):
                 end = record.offset + record.span
                 if end > offset + taken:
                     if first is None and record.kind is Kind.GAP:
-                        return _gap(record, offset), Place(end, number + 1)
+                        joined = _joined(gap[0] if gap else None, _gap(record, offset))
+                        if joined is None:
+                            break
+                        offset = end
+                        number += 1
+                        gap = joined, Place(offset, number)
+                        continue
+                    if gap is not None:
+                        break
                     if first is None:
                         first = record
                     elif record.stream != first.stream or record.kind is not Kind.DATA:
@@ -222,10 +259,18 @@ class LogCore:
                 number += 1
                 if taken == max_bytes:
                     break
+            if gap is not None:
+                return gap
             if first is None:
                 return None
             position = first.arg + offset - first.offset
             data = os.pread(self.files.stream(first.stream), taken, position)
+            if data and self.mask is not None:
+                shown = self._shown(self.mask, first.stream, position, offset, data)
+                if not shown:
+                    return HELD
+                number = number if len(shown) == len(data) else 0
+                data = shown
         if not data:
             raise Internal(
                 f"read the output of job {self.job_id}",
@@ -234,6 +279,33 @@ class LogCore:
             )
         behind = Place(offset + len(data), number if len(data) == taken else 0)
         return Chunk(offset, data, first.stream, first.time_us), behind
+
+    def _shown(self, mask: Mask, stream: int, position: int, offset: int, data: bytes) -> bytes:
+        """What a reader sees of bytes of a stream; less of them where a secret may have begun.
+
+        What may be the beginning of one is held back as long as the stream can go on and nothing
+        stands behind it. Where something does, readers must get past it: it is covered, even if
+        it turns out to be none.
+        """
+        with self.lock:
+            ended = stream in self.state.ended
+            held = self.state.held[stream]
+            size = self.state.size
+        fd = self.files.stream(stream)
+        end = position + len(data)
+        first = max(0, position - mask.reach)
+        before = os.pread(fd, position - first, first)
+        after = os.pread(fd, min(mask.reach, held - end), end) if end < held else b""
+        shown = mask.covered(before, data, after)
+        if ended or end + len(after) < held:
+            return shown
+        undecided = min(len(data), mask.open_tail(before + data + after) - len(after))
+        if undecided <= 0:
+            return shown
+        kept = shown[: len(data) - undecided]
+        if size - (offset + len(data)) == held - end:
+            return kept
+        return kept + stars(undecided)
 
     def place(self, offset: int) -> Place:
         """Where to begin reading at `offset`; found when it is read."""
@@ -305,6 +377,21 @@ class LogCore:
                 await waiter
         finally:
             self.waiters.discard(waiter)
+
+
+def _joined(gap: Gap | None, following: Gap) -> Gap | None:
+    """Two losses in a row as one (each death of the machine enters its own), None: they are two."""
+    if gap is None:
+        return following
+    streams = {gap.stream, following.stream}
+    if gap.kind is not GapKind.LOST or following.kind is not GapKind.LOST:
+        return None
+    if len(streams) > 1 and fmt.ALL_STREAMS not in streams:
+        return None
+    known = gap.bytes is not None and following.bytes is not None
+    end = following.offset_end
+    count = end - gap.offset if known else None
+    return Gap(gap.offset, gap.kind, count, min(streams), gap.time_us, end)
 
 
 def _gap(record: Record, offset: int) -> Gap:

@@ -21,7 +21,7 @@ from typing import Final
 
 from joblet.errors import FailedPrecondition, InvalidArgument
 from joblet.server.logs.faults import fault
-from joblet.server.logs.files import INDEX_NAME, sync_directory, write_all
+from joblet.server.logs.files import INDEX_NAME, STREAM_NAMES, sync_directory, write_all
 from joblet.server.logs.recovery import UNKNOWN_BOOT
 
 _JOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
@@ -101,6 +101,11 @@ class LogDirectory:
 
     def holds(self, job_id: str) -> bool:
         return (self.log_path(job_id) / INDEX_NAME).exists()
+
+    def has_something(self, job_id: str) -> bool:
+        """Whether anything of a log is there, however damaged."""
+        path = self.log_path(job_id)
+        return any((path / name).exists() for name in (INDEX_NAME, *STREAM_NAMES.values()))
 
     def make(self, job_id: str) -> Path:
         """The directory of a log, made if it is not there. Raises OSError."""

@@ -9,10 +9,11 @@ Must not import anything of joblet but joblet.errors and its neighbours core, fa
 
 import asyncio
 import concurrent.futures
+import functools
 from typing import Final, Self
 
 from joblet.errors import InvalidArgument
-from joblet.server.logs.core import Chunk, Gap, LogCore
+from joblet.server.logs.core import HELD, Chunk, Gap, Held, LogCore, Place
 from joblet.server.logs.faults import fault
 
 DEFAULT_CHUNK_BYTES: Final = 1 << 20
@@ -52,37 +53,45 @@ class Follower:
         """The next chunk or gap, None at the end. Cancelled, it leaves the cursor where it is.
 
         Raises NotFound if the log was removed, Unavailable if the store stops, Internal if the
-        disk fails.
+        disk fails, and at the end of what there is why nobody attends to the job any more.
         """
         core = self._core
         while True:
             if core.closed is not None:
                 raise core.closed
             ended = core.ended  # first: nothing grows behind the end
-            size = core.size
+            size, records = core.size, core.state.records
             if self._until is not None and self.offset >= self._until:
                 return None
             if self.offset < size:
-                break
-            if ended:
+                found = await self._look()
+                if found is None:
+                    return None
+                if found is not HELD:
+                    item, self._place = found
+                    return item
+                if self._until is not None:
+                    return None  # whoever reads on from here will see what it becomes
+            elif ended:
                 return None
-            await core.changed(self._nothing_new)
+            if core.given_up is not None:
+                raise core.given_up
+            await core.changed(functools.partial(self._nothing_new, records))
+
+    async def _look(self) -> tuple[Chunk | Gap, Place] | Held | None:
+        core = self._core
         room = self._max_bytes
         if self._until is not None:
             room = min(room, self._until - self.offset)
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.run_in_executor(self._pool, core.read, self._place, room)
+            return await loop.run_in_executor(self._pool, core.read, self._place, room)
         except OSError as exc:
             raise core.closed or fault(f"read the output of job {core.job_id}", exc) from exc
-        if found is None:
-            return None
-        item, self._place = found
-        return item
 
-    def _nothing_new(self) -> bool:
+    def _nothing_new(self, records: int) -> bool:
         core = self._core
-        return core.size <= self.offset and not core.ended and core.closed is None
+        return core.state.records == records and core.closed is None and core.given_up is None
 
     def __aiter__(self) -> Self:
         return self

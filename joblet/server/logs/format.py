@@ -218,6 +218,7 @@ class IndexState:
         "rest_lost",
         "since_check",
         "size",
+        "tail_lost",
         "version",
     )
 
@@ -230,6 +231,9 @@ class IndexState:
         self.boot = 0
         self.marks: dict[int, int] = {}
         self.rest_lost: set[int] = set()  # streams with a LOST gap behind their MARK
+        # The stream of a gap that stands at the end of the log and hides an unknown count of lost
+        # bytes; not known behind a CHECK.
+        self.tail_lost: int | None = None
         self.loss_us: int | None = None  # time of a BOOT record whose gap is still to come
         self.version = 0
         self.digest = new_digest()  # of all bytes so far
@@ -283,12 +287,15 @@ class IndexState:
         self.since_check += 1
         if kind is Kind.DATA:
             self.held[stream] += record.length
+            self.tail_lost = None
         elif kind is Kind.END:
             self.ended |= {stream}
             self.marks.pop(stream, None)
             self.rest_lost.discard(stream)
         elif kind is Kind.GAP:
             self.loss_us = None
+            lost = gap_kind(record) is GapKind.LOST and gap_unknown(record)
+            self.tail_lost = stream if lost else None
             if gap_kind(record) is GapKind.LOST and stream in self.marks:
                 self.rest_lost.add(stream)
         elif kind is Kind.MARK:

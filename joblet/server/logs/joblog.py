@@ -12,13 +12,14 @@ import concurrent.futures
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from joblet.errors import FailedPrecondition, InvalidArgument, JobletError, NotFound
 from joblet.server.logs import format as fmt
-from joblet.server.logs.core import Chunk, Gap, LogCore
+from joblet.server.logs import mask
+from joblet.server.logs.core import HELD, Chunk, Gap, LogCore
 from joblet.server.logs.faults import fault
 from joblet.server.logs.follower import DEFAULT_CHUNK_BYTES, Follower, check_range
 from joblet.server.logs.format import GapKind
@@ -211,6 +212,14 @@ class JobLog:
 
         return await self._shared.run(exclusive())
 
+    async def lose_tail(self, streams: Collection[int]) -> None:
+        """Enter that what these streams said last is lost, nobody knows how much: one gap for the
+        whole log if it is all of them, none where the log says so already."""
+        for stream in streams:
+            self._check_stream(stream)
+        what = f"enter a gap in the log of job {self.job_id}"
+        await self._write(what, self.core.lose_tail, streams)
+
     async def append_gap(
         self, kind: GapKind, *, count: int | None = None, stream: int = fmt.ALL_STREAMS
     ) -> None:
@@ -264,15 +273,32 @@ class JobLog:
             found = self.core.read(self.core.place(offset), max_bytes)
         except OSError as exc:
             raise fault(f"read the output of job {self.job_id}", exc) from exc
-        return None if found is None else found[0]
+        return None if found is None or found is HELD else found[0]
 
     async def wait_ended(self) -> None:
         """Return once every expected stream has ended. Raises as Follower.read does."""
         core = self.core
         while not core.ended:
-            if core.closed is not None:
-                raise core.closed
-            await core.changed(lambda: not core.ended and core.closed is None)
+            if (why := core.closed or core.given_up) is not None:
+                raise why
+            await core.changed(
+                lambda: not core.ended and core.closed is None and core.given_up is None
+            )
+
+    def give_up(self, reason: JobletError) -> None:
+        """Nobody attends to the job any more: who waits for more gets `reason`, what is there can
+        be read."""
+        self.core.given_up = reason
+        self.core.release_waiters()
+
+    def attended(self) -> None:
+        """Takes `give_up` back."""
+        self.core.given_up = None
+
+    def hide(self, secrets: Iterable[str]) -> None:
+        """Nobody reads these values from now on; see mask. The same ones every time."""
+        if self.core.mask is None:
+            self.core.mask = mask.of(secrets)
 
     def shut(self, reason: JobletError) -> None:
         """Let nobody use the log any more, and tell who waits. For the store."""

@@ -22,8 +22,9 @@ def import_rest(core: LogCore, stream: int, fd: int, count: int | None) -> int:
 
     `fd` stays the caller's and is read with pread. `count` is how many bytes the rest has; what
     is missing becomes a gap. None: the rest may be cut off, it is taken as far as it goes and a
-    gap of unknown count follows. Synced when this returns. The log's files must be pinned and no
-    pipe attached to the stream. Raises OSError; then it may be repeated.
+    gap of unknown count follows, unless one that hides it stands there already. Synced when this
+    returns. The log's files must be pinned and no pipe attached to the stream. Raises OSError; then
+    it may be repeated.
     """
     if stream in core.state.ended or count == 0:
         return 0
@@ -45,7 +46,8 @@ def import_rest(core: LogCore, stream: int, fd: int, count: int | None) -> int:
         position += len(block)
         imported += len(block)
     missing = None if count is None else max(0, count - position)
-    if missing != 0 and stream not in core.state.rest_lost:
+    known = stream in core.state.rest_lost or core.tail_is_lost(stream)
+    if missing != 0 and not known:
         core.gap(GapKind.LOST, stream, missing)
     core.step("rest:gap")
     core.sync()

@@ -139,8 +139,12 @@ class LogStore:
             self._cache.close()
             self._directory.release()
 
-    async def open(self, job_id: str, *, from_earlier_boot: bool = False) -> JobLog:
+    async def open(
+        self, job_id: str, *, from_earlier_boot: bool = False, create: bool = True
+    ) -> JobLog:
         """The log of a job, made if it is not there, repaired if it needs it.
+
+        `create=False`: raise NotFound, and make nothing, if it is not there.
 
         `from_earlier_boot`: the job started before the machine last booted; if nothing is left of
         its log, that is a loss and not a beginning, and is entered as one.
@@ -155,8 +159,16 @@ class LogStore:
         log = self._logs.get(job_id)
         if log is not None:
             return log
+        if not create and not await self._in_pool(self._directory.has_something, job_id):
+            raise NotFound(
+                f"read the output of job {job_id}",
+                f"its log is not in {self._directory.path}",
+                hint="it was removed there; the job's record is kept",
+            )
         opening = self._opening.get(job_id)
         if opening is None:
+            # what ends a finished job's log may be all that was left of it
+            from_earlier_boot = from_earlier_boot or not create
             opening = asyncio.ensure_future(
                 shared.run(self._open(shared, job_id, from_earlier_boot=from_earlier_boot))
             )

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from joblet.server.logs import Chunk, Gap, JobLog, LogStore, Settings
 from joblet.server.logs import format as fmt
-from joblet.server.logs.core import LogCore
+from joblet.server.logs.core import HELD, LogCore
 from joblet.server.logs.files import FileCache, LogFiles
 from joblet.server.logs.recovery import recover
 
@@ -177,6 +177,7 @@ def read_all(core: LogCore, from_offset: int = 0, max_bytes: int = 1 << 20) -> l
     items: list[Chunk | Gap] = []
     place = core.place(from_offset)
     while (found := core.read(place, max_bytes)) is not None:
+        assert found is not HELD
         item, place = found
         items.append(item)
     return items

@@ -111,6 +111,82 @@ def test_a_rest_without_a_count_is_taken_as_far_as_it_goes(tmp_path: Path) -> No
         assert gap.offset_end == core.size == 1 << 40
 
 
+def test_a_tail_is_lost_once(tmp_path: Path) -> None:
+    """One gap for both streams, and none where the machine's death has left one already."""
+    log = tmp_path / "log"
+    with opened(log) as core:
+        core.expect(frozenset({OUT, ERR}))
+        say(core, OUT, b"said")
+    for _ in range(3):
+        with opened(log) as core:
+            core.lose_tail([OUT, ERR])
+            core.lose_tail([ERR])
+            core.end(OUT)
+    with opened(log) as core:
+        core.end(ERR)
+        _, gap = read_all(core)
+        assert isinstance(gap, Gap)
+        assert (gap.stream, gap.bytes, gap.offset_end) == (0, None, 1 << 40)
+        assert core.ended
+
+
+def test_the_tail_of_one_stream_is_lost(tmp_path: Path) -> None:
+    with opened(tmp_path / "log") as core:
+        core.expect(frozenset({OUT, ERR}))
+        core.end(OUT)
+        core.lose_tail([OUT, ERR])
+        [gap] = read_all(core)
+        assert isinstance(gap, Gap)
+        assert gap.stream == ERR
+
+
+def test_a_rest_that_is_cut_off_behind_the_machines_death(tmp_path: Path) -> None:
+    """Nothing of it is there: one gap tells of both losses."""
+    rest = tmp_path / "out.rest"
+    rest.write_bytes(b"")
+    log = tmp_path / "log"
+    with opened(log) as core:
+        core.expect(frozenset({OUT, ERR}))
+        say(core, OUT, b"said")
+    for _ in range(2):
+        with opened(log, boot=OTHER_BOOT) as core, rest.open("rb") as file:
+            import_rest(core, OUT, file.fileno(), None)
+            import_rest(core, ERR, file.fileno(), 5)
+    with opened(log, boot=OTHER_BOOT) as core:
+        _, gap = read_all(core)
+        assert isinstance(gap, Gap)
+        assert (gap.stream, gap.bytes) == (0, None)
+        assert core.size == gap.offset_end == 1 << 40
+
+
+def test_losses_in_a_row_are_read_as_one(tmp_path: Path) -> None:
+    """A machine that dies twice enters two, because offsets are given out once."""
+    log = tmp_path / "log"
+    with opened(log) as core:
+        core.expect(frozenset({OUT, ERR}))
+        say(core, OUT, b"said")
+    for boot in (OTHER_BOOT, 33):
+        with opened(log, boot=boot) as core:
+            pass
+    with opened(log, boot=33) as core:
+        core.gap(GapKind.LOST, OUT, 3)
+        core.gap(GapKind.DROPPED, OUT, 2)
+        say(core, OUT, b"more")
+        _, lost, dropped, more = read_all(core)
+        assert isinstance(lost, Gap)
+        assert isinstance(dropped, Gap)
+        assert (lost.offset, lost.bytes, lost.stream) == (4, None, 0)
+        assert (lost.offset_end, dropped.bytes, more.offset) == (
+            dropped.offset,
+            2,
+            dropped.offset_end,
+        )
+        assert lost.offset_end == (2 << 40) + 3
+        # from the middle of it, too
+        (rest, *_) = read_all(core, 1 << 40)
+        assert (rest.offset, rest.offset_end) == (1 << 40, lost.offset_end)
+
+
 def test_a_longer_rest_than_promised_is_taken_as_promised(tmp_path: Path) -> None:
     rest = tmp_path / "out.rest"
     rest.write_bytes(b"rest and more")
