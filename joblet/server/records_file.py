@@ -13,6 +13,7 @@ damaged, another program's, or a newer server's is refused, and the error says w
 
 import contextlib
 import fcntl
+import itertools
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -30,7 +31,11 @@ from joblet.errors import (
 
 APPLICATION_ID: Final = 0x4A6F626C
 
-# Each entry is one version: statements, run in one transaction. Entries are only ever added.
+# Each entry is one version: statements. Those that a database has not had are run in one
+# transaction, with the new number in it: a crash leaves the old database or the new one, never
+# anything between, so that no copy of it is needed. Entries are only ever added. A new format of
+# the jobs' bodies (records_codec) is a new version, too, or an older server would open what it
+# cannot read.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         # seq is the order of creation and is never used twice: a page's cursor stays good.
@@ -217,8 +222,12 @@ def _check(path: Path, db: sqlite3.Connection) -> None:
         raise FailedPrecondition(what, "it is the database of another program", hint=RESTORE)
     [version] = db.execute("PRAGMA user_version").fetchone()
     if version > len(MIGRATIONS):
-        why = f"a newer Joblet wrote them: version {version}, this one knows {len(MIGRATIONS)}"
-        raise FailedPrecondition(what, why, hint="install that version of Joblet again")
+        why = (
+            f"they were written by a newer Joblet (schema {version}, this one knows"
+            f" {len(MIGRATIONS)})"
+        )
+        hint = "install that version again, or put a backup of before the upgrade in their place"
+        raise FailedPrecondition(what, why, hint=hint)
     [verdict] = db.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise Internal(what, f"the database is damaged ({verdict})", hint=RESTORE)
@@ -230,17 +239,18 @@ def _check(path: Path, db: sqlite3.Connection) -> None:
 
 def _migrate(db: sqlite3.Connection) -> None:
     [version] = db.execute("PRAGMA user_version").fetchone()
-    for number, statements in enumerate(MIGRATIONS[version:], version + 1):
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            for statement in statements:
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version={number}")
-            db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            raise
+    if version == len(MIGRATIONS):
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        for statement in itertools.chain.from_iterable(MIGRATIONS[version:]):
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
 
 
 def _directory(path: Path, error: OSError) -> JobletError:

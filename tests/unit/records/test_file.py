@@ -42,6 +42,35 @@ asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
 """
 
 
+# Brings a database up to date, and is killed before the given statement.
+MIGRATOR = """
+import ast, os, signal, sqlite3, sys
+from pathlib import Path
+from joblet.server import records_file
+
+left = int(sys.argv[2])
+records_file.MIGRATIONS = ast.literal_eval(sys.argv[3])
+connect = sqlite3.connect
+
+class Connection(sqlite3.Connection):
+    migrating = False
+
+    def execute(self, sql, *arguments):
+        global left
+        self.migrating = self.migrating or sql.startswith("BEGIN")
+        if self.migrating:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().execute(sql, *arguments)
+
+sqlite3.connect = lambda *arguments, **named: connect(*arguments, factory=Connection, **named)
+db = records_file.open_for_writing(Path(sys.argv[1]))
+db.execute("SELECT 1")  # a kill behind the commit
+os._exit(0)
+"""
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "joblet.db"
@@ -200,11 +229,14 @@ def test_a_newer_servers_database(path: Path) -> None:
     filled(path, 1)
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version=7")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     db.close()
+    before = path.read_bytes()
     error = refusal(path)
+    assert path.read_bytes() == before
     assert isinstance(error, FailedPrecondition)
-    assert "version 7, this one knows 1" in error.why
-    assert "install" in error.hint
+    assert error.why == "they were written by a newer Joblet (schema 7, this one knows 1)"
+    assert "install that version again" in error.hint
 
 
 def test_an_older_servers_database_is_brought_up_to_date(
@@ -218,6 +250,42 @@ def test_an_older_servers_database_is_brought_up_to_date(
         assert db.execute("SELECT count(*), count(colour) FROM jobs").fetchone() == (4, 0)
         assert db.execute("PRAGMA user_version").fetchone() == (2,)
     db.close()
+
+
+def test_a_kill_at_any_step_of_a_migration_is_safe(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All versions that are missing are one transaction: the old database, or the new one."""
+    filled(path, 3)
+    old = path.read_bytes()
+    grown = (
+        *records_file.MIGRATIONS,
+        ("ALTER TABLE jobs ADD COLUMN colour TEXT", "UPDATE jobs SET colour = 'red'"),
+        ("CREATE TABLE shades (colour TEXT)", "INSERT INTO shades SELECT colour FROM jobs"),
+    )
+    steps = sum(map(len, grown[1:]))
+    found = set()
+    for step in range(1, steps + 6):
+        for file in path.parent.iterdir():
+            file.unlink()
+        path.write_bytes(old)
+        argv = [sys.executable, "-c", MIGRATOR, str(path), str(step), repr(grown)]
+        child = subprocess.run(argv, cwd=ROOT, capture_output=True, timeout=60)
+        assert child.returncode in (0, -signal.SIGKILL), child.stderr
+        with sqlite3.connect(path) as db:
+            [version] = db.execute("PRAGMA user_version").fetchone()
+            [integrity] = db.execute("PRAGMA integrity_check").fetchone()
+        db.close()
+        assert integrity == "ok"
+        found.add((child.returncode, version))
+        with monkeypatch.context() as patch:
+            patch.setattr(records_file, "MIGRATIONS", grown)
+            filled(path, 4)
+        with sqlite3.connect(path) as db:
+            assert db.execute("SELECT count(*) FROM shades").fetchone() == (3,)
+            assert db.execute("SELECT count(*), count(colour) FROM jobs").fetchone() == (4, 3)
+        db.close()
+    assert found == {(-signal.SIGKILL, 1), (-signal.SIGKILL, 3), (0, 3)}
 
 
 def test_a_migration_that_fails_changes_nothing(
