@@ -5,11 +5,11 @@ While the connection stands, its holder alone reads the job's pipes; closing it 
 """
 
 import contextlib
+import select
 import socket
 from typing import Any, Final
 
 from joblet import link
-from joblet.errors import Unavailable
 from joblet.launch import protocol
 from joblet.launch.protocol import ProtocolError
 
@@ -27,7 +27,7 @@ class Ctl:
         """Name -> read end of each stream; the caller's from here on. None: hung up without a
         hello.
 
-        Raises Unavailable for a PID 1 whose protocol this server does not speak.
+        Raises ProtocolError for a PID 1 whose protocol this server does not speak.
         """
         data, fds = await self._recv()
         if not data:
@@ -45,21 +45,27 @@ class Ctl:
                 or any(streams.count(name) > 1 or name not in protocol.STREAMS for name in streams)
             ):
                 raise ProtocolError("its streams and descriptors do not match")
-        except ProtocolError as error:
+        except ProtocolError:
             link.close_all(fds)
-            raise Unavailable("hold a job", f"its PID 1 is not understood: {error}") from None
+            raise
         return dict(zip(streams, fds, strict=True))
 
     async def receive(self) -> tuple[str, dict[str, Any]] | None:
-        """The next message; None when PID 1 has hung up. Nonsense counts as a hang-up."""
+        """The next message; None when PID 1 has hung up.
+
+        Raises ProtocolError for what is no message. That is not a hang-up: PID 1 lives, and reads
+        the pipes for the next holder as soon as this connection is closed. So whoever reads them
+        must stop first.
+        """
         data, fds = await self._recv()
         link.close_all(fds)
-        if not data:
-            return None
-        try:
-            return protocol.decode(data)
-        except ProtocolError:
-            return None
+        return protocol.decode(data) if data else None
+
+    def has_more(self) -> bool:
+        """Whether a message, or the hang-up, is there already."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
 
     def stop(self, grace_us: int) -> None:
         self._send(protocol.STOP, grace_us=grace_us)

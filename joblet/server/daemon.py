@@ -84,6 +84,7 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
     unenforced = [name for name, controller in CONTROLLERS.items() if controller not in there]
     async with contextlib.AsyncExitStack() as stack:
         records = await Records.open(Path(settings.paths.state_dir) / "joblet.db")
+        records.boot(boot_id)
         stack.push_async_callback(_bounded, "close the records", records.close)
         logs = LogStore(settings.paths.logs_dir, clock_us=_clock_us, boot_id=boot_id)
         await logs.start()
@@ -103,7 +104,7 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
         supervisor = _supervisor(settings, records, logs, launcher, units)
         stack.push_async_callback(_bounded, "let go of the jobs", supervisor.close)
         await stack.enter_async_context(_background(units.follow(supervisor.unit_stopping)))
-        await supervisor.recover(same_boot=await records.boot(boot_id))
+        await supervisor.recover(boot_id)
         jobs = JobService(
             supervisor,
             node_id=settings.server.node_id,

@@ -15,9 +15,9 @@ import dataclasses
 import enum
 import logging
 import os
+import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, Protocol, TypeVar
 
 from joblet import link
@@ -26,7 +26,7 @@ from joblet.launch import protocol
 from joblet.launch.plan import Plan
 from joblet.launch.protocol import ExitRecord, ProtocolError
 from joblet.model import End, Job, JobState, Limits, Reason, move
-from joblet.server import ending, events
+from joblet.server import ending, events, patience, results
 from joblet.server.ctl import Ctl
 from joblet.server.ending import Witness
 from joblet.server.launcher import Launcher
@@ -38,9 +38,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STREAM_NUMBERS: Final = {name: number for number, name in enumerate(protocol.STREAMS, 1)}
-EXIT_BYTES: Final = 65536  # more than any exit record
 HANG_UP_S: Final = 10.0  # from the acknowledgement to PID 1's end; about 1 ms
-RETRY_S: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+SENSELESS_TRIES: Final = 3  # connections that bring nonsense before systemd ends the scope
 BACKSTOP_S: Final = 2.0  # that PID 1 has beyond the grace before systemd ends its scope
 COPY_S: Final = 2.0  # that the journal's copy may take to catch up with a job that has ended
 
@@ -68,6 +67,7 @@ class Tools:
 class Outcome(enum.Enum):
     ENDED = enum.auto()
     HUNG_UP = enum.auto()
+    SENSELESS = enum.auto()  # what its PID 1 said is no message of the protocol
     DEAD_ON_ARRIVAL = enum.auto()
 
 
@@ -76,7 +76,10 @@ class JobTask:
         """key: the client's idempotency key, recorded with the job."""
         self.job = job
         self._key = key
-        self.ended = asyncio.Event()
+        self.ended = asyncio.Event()  # for good, with a final record or with `fault`
+        self.fault: JobletError | None = None  # why nobody attends to the job any more
+        # what its PID 1 had to say when this server came has been heard, or its end is recorded
+        self.heard = asyncio.Event()
         # the job once it runs, or has ended; an exception when it could not be launched
         self.settled: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
         self.settled.add_done_callback(lambda future: future.cancelled() or future.exception())
@@ -93,7 +96,9 @@ class JobTask:
         self._copying: asyncio.Task[None] | None = None
         self._deadline: asyncio.Task[None] | None = None
         self._retried = False
+        self._same_boot = True  # as far as anybody knows, the job began in this boot
         self._overdue = False
+        self._senseless = 0  # connections on which its PID 1 talked nonsense
         # systemd was seen stopping the unit, which we did not ask for
         self.unit_stopping = False
 
@@ -124,8 +129,35 @@ class JobTask:
     async def run_results(self, *, same_boot: bool) -> None:
         """The job has ended without a server; what it left is in its directory, if there is one."""
         self._launched = self._recorded = True
+        self._same_boot = same_boot
         async with self._owning():
-            await self._end_from_results(same_boot=same_boot)
+            await self._end_from_results()
+
+    async def run_again(self) -> None:
+        """After a bug: whatever the job does by now, as if another server had come."""
+        if not self._went:  # unless its PID 1 is found to serve
+            self._launch_error = Internal(f"launch job {self.job.id}", "a fault of the server")
+        self._copying = self._deadline = None  # they ended with the helpers
+        if self.job.final:  # there was nothing left to do but that
+            await self._clean_up()
+            self.ended.set()
+            return
+        self._ending = False
+        await self.run_taken_back()
+
+    def give_up(self, error: JobletError) -> None:
+        """Nobody attends to the job any more: whoever waits for it hears of that."""
+        self.fault = error
+        self._settle(error)
+        self.ended.set()
+        self.heard.set()
+
+    async def wait(self) -> Job:
+        """The job, ended. Raises `fault`."""
+        await self.ended.wait()
+        if self.fault is not None:
+            raise self.fault
+        return self.job
 
     @contextlib.asynccontextmanager
     async def _owning(self) -> AsyncIterator[None]:
@@ -139,11 +171,11 @@ class JobTask:
                 finally:
                     for helper in self._helpers:
                         helper.cancel()
-        except Exception:  # a bug; who waits for the launch hears of it, or would wait for ever
-            self._settle(Internal("see the job through", "a fault of the server"))
+        except Exception:  # a bug: whoever owns this task tries again or gives up
             raise
-        finally:
+        except BaseException:
             self.settled.cancel()
+            raise
 
     def _help(self, work: Awaitable[None]) -> asyncio.Task[None]:
         async def helper() -> None:
@@ -236,8 +268,10 @@ class JobTask:
         await self._end(end, job_log)
         await self._clean_up()
 
-    async def _open_log(self, *, same_boot: bool = True) -> JobLog:
-        job_log = await self._tools.logs.open(self.job.id, from_earlier_boot=not same_boot)
+    async def _open_log(self) -> JobLog:
+        job_log = await self._tools.logs.open(self.job.id, from_earlier_boot=not self._same_boot)
+        job_log.attended()
+        job_log.hide(self.job.spec.secret_environment.values())
         if job_log.expected is None:
             await job_log.expect(self._streams())
         return job_log
@@ -251,23 +285,27 @@ class JobTask:
         """Hold `ctl`, again and again if need be, until the end is recorded."""
         job_log = await self._insist(self._open_log)
         connection = connected
-        pauses = _pauses()
+        pauses = patience.pauses()
         while True:
             if connection is None:
                 connection = await self._connect()
             if connection is None:
-                await self._end_from_results(same_boot=True)
+                await self._end_from_results()
                 return Outcome.ENDED
             ctl, connection = Ctl(connection), None
             fds: dict[str, int] = {}
             try:
+                hello = await ctl.hello()
                 outcome = Outcome.HUNG_UP
-                if (hello := await self._hello(ctl)) is not None:
+                if hello is not None:
                     fds = hello
                     outcome = await self._hold(ctl, fds, job_log)
-            except asyncio.CancelledError:
-                # the pipes first, `ctl` last: its end gives them back
-                await job_log.detach()
+            except ProtocolError as error:
+                log.error("its PID 1 is not understood: %s", error, extra={"job": self.job.id})
+                await self._give_back(job_log)
+                outcome = Outcome.SENSELESS
+            except BaseException:
+                await self._give_back(job_log)
                 raise
             finally:
                 link.close_all(list(fds.values()))
@@ -275,39 +313,63 @@ class JobTask:
                 ctl.close()
             if outcome is Outcome.ENDED:
                 await self._clean_up()
-            if outcome is not Outcome.HUNG_UP:
+            if outcome is Outcome.SENSELESS:
+                self._bear_with_it()
+            elif outcome is not Outcome.HUNG_UP:
                 return outcome
-            await asyncio.sleep(next(pauses))  # a PID 1 that is not understood stays so
+            await asyncio.sleep(next(pauses))
 
-    async def _hello(self, ctl: Ctl) -> dict[str, int] | None:
-        """None when it hung up, or is not understood."""
-        try:
-            return await ctl.hello()
-        except Unavailable as error:
-            log.error("%s", error, extra={"job": self.job.id})
-            return None
+    async def _give_back(self, job_log: JobLog) -> None:
+        """It is we who hang up: the pipes first, `ctl` last, for its end gives them back."""
+        with contextlib.suppress(JobletError):  # a reader that died reads nothing any more
+            await job_log.detach()
+
+    def _bear_with_it(self) -> None:
+        """Its PID 1 talks nonsense (it is of another version, or broken), and we have hung up.
+
+        Nothing is lost by that: a job that runs keeps its pipes, and the PID 1 of one that has
+        ended puts everything aside and goes; its files tell the rest. But a job that nobody can
+        stop must not stay for ever: after some tries systemd ends the scope.
+        """
+        self._senseless += 1
+        if self._senseless == SENSELESS_TRIES:
+            log.error("its PID 1 makes no sense; asking systemd", extra={"job": self.job.id})
+            self._help(self._insist(self._tools.launcher.stop, self.job.id))
+
+    @property
+    def _given_notice(self) -> bool:
+        """Whether systemd ends the scope because its PID 1 makes no sense."""
+        return self._senseless >= SENSELESS_TRIES
 
     async def _hold(self, ctl: Ctl, fds: dict[str, int], job_log: JobLog) -> Outcome:
+        """Raises ProtocolError for a message that is none."""
         self._ctl = ctl
         self._went = True  # PID 1 serves from its go on
         self._launch_error = None
         if self.job.state is JobState.STOPPING:
             ctl.stop(self._tools.grace_us)
-        while (message := await ctl.receive()) is not None:
-            kind, fields = message
+        if self._given_notice:
+            self._attach(fds, job_log)  # whatever it says: what is in them is read to the end
+        while True:
+            try:
+                message = await ctl.receive()
+                if message is None:
+                    return Outcome.HUNG_UP
+                kind, fields = message
+                record = (
+                    ExitRecord.from_json(fields.get("record")) if kind == protocol.EXIT else None
+                )
+            except ProtocolError:
+                if self._given_notice:  # systemd ends it; what it leaves behind tells how
+                    continue
+                raise
             if kind == protocol.STARTED:
                 read = job_log.size
                 self._attach(fds, job_log)
                 self._running(fields)
                 if self._copying is None:
-                    self._copying = self._help(self._tools.copy(self.job, job_log, read))
-            elif kind == protocol.EXIT:
-                try:
-                    record = ExitRecord.from_json(fields.get("record"))
-                except ProtocolError as error:
-                    log.error("%s", error, extra={"job": self.job.id})
-                    await job_log.detach()  # it is we who hang up: the pipes go first
-                    return Outcome.HUNG_UP
+                    self._copying = self._help(self._copy(job_log, read))
+            elif record is not None:
                 dead = (
                     record.ended_by == "launch" and record.step == "scope" and not job_log.attached
                 )
@@ -323,7 +385,16 @@ class JobTask:
                 ctl.acknowledge()
                 await self._hung_up(ctl)
                 return Outcome.ENDED
-        return Outcome.HUNG_UP
+            if not ctl.has_more():
+                self.heard.set()
+
+    async def _copy(self, job_log: JobLog, from_offset: int) -> None:
+        try:
+            await self._tools.copy(self.job, job_log, from_offset)
+        except JobletError:
+            raise
+        except Exception:  # a bug in what is only a copy must not cost the job its supervision
+            log.exception("lost the journal's copy of the job", extra={"job": self.job.id})
 
     def _attach(self, fds: dict[str, int], job_log: JobLog) -> None:
         """The log's readers take over; a stream that has ended or is read already needs no second
@@ -353,7 +424,7 @@ class JobTask:
 
     async def _connect(self) -> socket.socket | None:
         """`ctl` through init mode; None when PID 1 is gone. Waits as long as that is not known."""
-        for pause in _pauses():
+        for pause in patience.pauses():
             try:
                 state, connection = await self._tools.launcher.connect(self.job.id)
             except NotFound:
@@ -369,7 +440,7 @@ class JobTask:
         return None
 
     async def _hung_up(self, ctl: Ctl) -> None:
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, ProtocolError):
             async with asyncio.timeout(HANG_UP_S):
                 while await ctl.receive() is not None:
                     pass
@@ -377,12 +448,11 @@ class JobTask:
     # -- stop ------------------------------------------------------------------------------------
 
     async def stop(self, by: str) -> Job:
-        """The ended job. Raises FailedPrecondition for one that has ended already."""
+        """The ended job. Raises FailedPrecondition for one that has ended already, and `fault`."""
         if self._ending:
-            await self.ended.wait()
+            await self.wait()
             move(self.job, JobState.STOPPING)  # raises, with the state it has
-        if self.job.state is not JobState.STOPPING:
-            self.job = move(self.job, JobState.STOPPING, stop_by=by)
+        if self.mark_stopping(by):
             if self._ctl is not None:
                 self._ctl.stop(self._tools.grace_us)
             elif not self._launched:
@@ -395,8 +465,14 @@ class JobTask:
                 await self._tools.records.put(self.job)
             except JobletError as error:
                 log.warning("%s", error, extra={"job": self.job.id})
-        await self.ended.wait()
-        return self.job
+        return await self.wait()
+
+    def mark_stopping(self, by: str) -> bool:
+        """Whether it is the first who asks. Raises FailedPrecondition when it has ended."""
+        if self.job.state is JobState.STOPPING:
+            return False
+        self.job = move(self.job, JobState.STOPPING, stop_by=by)
+        return True
 
     async def _backstop(self, after_us: int, *, overdue: bool = False) -> None:
         """A PID 1 that does not end the job in time is ended with its scope, by systemd."""
@@ -415,40 +491,40 @@ class JobTask:
             witness = await self._tools.witness(self.job.unit)
         return ending.from_record(self.job, record, witness)
 
-    async def _end_from_results(self, *, same_boot: bool) -> None:
+    async def _end_from_results(self) -> None:
         """PID 1 is gone: its files are final, and what is in the pipes is read out if we hold
         them."""
-        try:
-            files = await self._results()
-        except NotFound:
-            files = {}
-        try:
-            record = _exit_record(files)
-            job_log = await self._insist(self._open_log, same_boot=same_boot)
+        files = await results.fetch(self.job.id, self._tools.launcher)
+        with results.of(files) as found:
+            record = found.record
+            job_log = await self._insist(self._open_log)
             # STOPPING alone says nothing: it may have been stopped before its go
             ran = self.job.state is JobState.RUNNING or self.job.started_us > 0
             went = self._went or ran
-            counts = record.rest if record else None
-            # it was ended before it put aside what was in the pipes
-            lost = counts is None and bool(record.started_us if record else went)
+            missing = []
             for name, number in STREAM_NUMBERS.items():
                 if number not in self._streams() or number in job_log.attached:
                     continue
-                rest: int | Path | None = files.get(f"{name}.rest")
-                if rest is None and lost:
-                    rest = Path(os.devnull)  # of unknown length, and nothing is there: a gap
-                if rest is not None:
-                    count = (counts or {}).get(name)
-                    await self._insist(job_log.import_rest, number, rest, count)
+                if (rest := found.rest(name)) is not None:
+                    await self._insist(job_log.import_rest, number, *rest)
+                else:
+                    missing.append(number)
+            # it was ended before it put aside what was in the pipes
+            if missing and not found.counted and (record.started_us if record else went):
+                await self._insist(job_log.lose_tail, missing)
             if record is not None:
                 await self._end(await self._judge(record), job_log, record)
+            elif found.unreadable and not self.job.stop_by:
+                detail = "its exit record cannot be read"
+                await self._end(End(Reason.LOST, detail=detail), job_log)
             else:
                 end = ending.without_record(
-                    self.job, same_boot=same_boot, went=went, stopping=self.unit_stopping
+                    self.job,
+                    same_boot=self._same_boot,
+                    went=went,
+                    stopping=self.unit_stopping,
                 )
                 await self._end(end, job_log)
-        finally:
-            link.close_all(list(files.values()))
         await self._clean_up()
 
     async def _end(self, end: End, job_log: JobLog, record: ExitRecord | None = None) -> None:
@@ -460,6 +536,9 @@ class JobTask:
         if self._overdue and (record is None or record.ended_by == "signal"):
             # it was systemd's signal, and we who asked for it
             end = End(Reason.TIMEOUT, signal=end.signal, detail="its PID 1 did not answer")
+        elif self._given_notice and (record is None or record.ended_by == "signal"):
+            detail = "its PID 1 was not understood, so that systemd ended it"
+            end = End(Reason.SIGNALLED, signal=end.signal or signal.SIGKILL, detail=detail)
         ended_us = record.ended_us if record and record.ended_us else self._tools.clock_us()
         started_us = record.started_us if record else self.job.started_us
         if self.job.stop_by and not end.by:  # a stop that came meanwhile
@@ -478,24 +557,13 @@ class JobTask:
         events.ended(job)
         self._settle(self._launch_error if end.reason is Reason.LAUNCH_FAILED else None)
         self.ended.set()
+        self.heard.set()
 
     async def _insist(self, do: Callable[..., Awaitable[T]], *args: Any, **named: Any) -> T:
-        return await insist(self.job.id, do, *args, **named)
-
-    async def _results(self) -> dict[str, int]:
-        """Raises NotFound without a directory."""
-        pauses = _pauses()
-        while True:
-            try:
-                return await self._tools.launcher.results(self.job.id)
-            except NotFound:
-                raise
-            except JobletError as error:
-                log.debug("%s", error, extra={"job": self.job.id})
-            await asyncio.sleep(next(pauses))
+        return await patience.insist(self.job.id, do, *args, **named)
 
     async def _clean_up(self) -> None:
-        self.cleaned = await clean_up(self.job.id, self._tools.launcher)
+        self.cleaned = await patience.clean_up(self.job.id, self._tools.launcher)
 
     def _settle(self, error: JobletError | None) -> None:
         if self.settled.done():
@@ -504,51 +572,3 @@ class JobTask:
             self.settled.set_exception(error)
         else:
             self.settled.set_result(self.job)
-
-
-async def insist(job_id: str, do: Callable[..., Awaitable[T]], *args: Any, **named: Any) -> T:
-    """A full disk, or an init mode that is away, is waited out: PID 1 keeps the record as long as
-    we do not acknowledge it."""
-    pauses = _pauses()
-    said = ""
-    while True:
-        try:
-            return await do(*args, **named)
-        except JobletError as error:
-            level = logging.DEBUG if str(error) == said else logging.ERROR
-            log.log(level, "%s; trying again", error, extra={"job": job_id})
-            said = str(error)
-        await asyncio.sleep(next(pauses))
-
-
-async def clean_up(job_id: str, launcher: Launcher) -> bool:
-    """The directory goes last. What stays (False) is found and removed at the next start."""
-    for number, pause in enumerate(_pauses()):
-        try:
-            await launcher.clean_up(job_id)
-        except JobletError as error:
-            if number > len(RETRY_S) + 10:
-                log.warning("%s", error, extra={"job": job_id})
-                return False
-            await asyncio.sleep(pause)
-        else:
-            return True
-    return False
-
-
-def _pauses() -> Iterator[float]:
-    """Between tries that go on until they succeed."""
-    yield from RETRY_S
-    while True:
-        yield RETRY_S[-1]
-
-
-def _exit_record(files: dict[str, int]) -> ExitRecord | None:
-    fd = files.get("exit")
-    if fd is None:
-        return None
-    try:
-        return ExitRecord.from_bytes(os.pread(fd, EXIT_BYTES, 0))
-    except (OSError, ProtocolError) as error:
-        log.error("cannot read an exit record: %s", error)
-        return None

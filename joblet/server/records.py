@@ -234,21 +234,22 @@ class Records:
         if await self._write(f"delete job {job_id}", delete) == 0:
             raise NotFound(f"delete job {job_id}", f"job not found: {job_id}")
 
-    async def boot(self, boot_id: str) -> bool:
-        """Say which boot of the machine this is: jobs put from now on belong to it.
-
-        True if no unfinished job was recorded in another one. That stays so until the last of them
-        is finished, however often the server starts meanwhile.
-        """
+    def boot(self, boot_id: str) -> None:
+        """Say which boot of the machine this is: jobs recorded for the first time belong to it."""
         self._boot = boot_id
+
+    async def boots(self) -> dict[str, str]:
+        """Id -> the boot that it was launched in, of each job that is in no final state.
+
+        "" where nobody said: such a job counts as one of another boot.
+        """
         states = [state.value for state in JobState if state not in FINAL]
         marks = ",".join("?" * len(states))
-        query = f"SELECT 1 FROM jobs WHERE state IN ({marks}) AND boot != ? LIMIT 1"  # noqa: S608
-        found = await self._read(
-            "look for jobs of another boot",
-            lambda db: db.execute(query, (*states, boot_id)).fetchone(),
+        query = f"SELECT id, boot FROM jobs WHERE state IN ({marks})"  # noqa: S608  marks only
+        rows = await self._read(
+            "look up the boots of the jobs", lambda db: db.execute(query, states).fetchall()
         )
-        return found is None
+        return dict(rows)
 
     async def meta(self, key: str) -> str | None:
         """A value that is no job's, such as when something was last done."""

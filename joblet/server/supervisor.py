@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from joblet import link
 from joblet.errors import JobletError, NotFound, ResourceExhausted, Unavailable
-from joblet.launch import protocol
+from joblet.launch.protocol import ProtocolError
 from joblet.model import FINAL, Job, JobSpec, JobState, Limits, not_running, unit_name
-from joblet.server import admission, events, jobtask, limits, recovery
+from joblet.server import admission, events, limits, patience, recovery
 from joblet.server.ctl import Ctl
 from joblet.server.jobtask import JobTask, Tools
 from joblet.server.logs import JobLog
@@ -27,6 +27,15 @@ from joblet.server.records import Records
 log = logging.getLogger(__name__)
 
 DETACH_S: Final = 10.0  # for all tasks together to give their pipes back at a clean stop
+# Before the server serves: for jobs that ended meanwhile to be recorded (a full disk is waited out
+# longer than that, in the background), and for the PID 1s of those that run to be heard (one that
+# is frozen says nothing).
+RECORDED_S: Final = 20.0
+HEARD_S: Final = 2.0
+# After a bug in a job's task it is taken back, with these pauses; if it ran well for long in
+# between, they begin anew.
+AGAIN_S: Final = (0.1, 1.0, 5.0)
+WELL_S: Final = 600.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -151,18 +160,55 @@ class Supervisor:
         if task is None:
             job = await self.get(job.id)  # it may have ended while we looked
             raise not_running(job)
+        if task.fault is not None:
+            await self._stop_unattended(task, by)
         return await task.stop(by)
 
+    async def _stop_unattended(self, task: JobTask, by: str) -> None:
+        """Ends the scope of a job that was given up; then what it left is tried once more."""
+        job_id = task.job.id
+        task.mark_stopping(by)
+        await self._tools.launcher.stop(job_id)
+        if task.fault is not None:  # else another client asked, too
+            task.fault = None
+            task.ended.clear()
+            self._own(self._see_through(task, task.run_again(), again=False), job_id)
+
     async def open_log(self, job_id: str) -> JobLog:
-        """The log of a job that has a record. Raises NotFound."""
+        """The log of a job that has a record. Raises NotFound, also when only the log is gone."""
         job = await self.get(job_id)
-        return await self._tools.logs.open(job.id)
+        if not job.final and job.id not in self._tasks:
+            job = await self.get(job.id)  # it may have ended while we looked
+        # one that has ended has its log, or will never have one
+        job_log = await self._tools.logs.open(job.id, create=job.id in self._tasks)
+        job_log.hide(job.spec.secret_environment.values())
+        task = self._tasks.get(job.id)
+        if task is None:
+            await self._close_log(job, job_log)
+        elif task.fault is not None:
+            job_log.give_up(task.fault)
+        return job_log
+
+    async def _close_log(self, job: Job, job_log: JobLog) -> None:
+        """A log that nobody writes has an end, also when its disk lost that."""
+        if job_log.ended:
+            return
+        if not (await self.get(job.id)).final:
+            job_log.give_up(_unattended(job.id))
+            return
+        if job_log.expected is None:
+            await job_log.expect((1,) if job.spec.merge else (1, 2))
+        for stream in job_log.expected or ():
+            await job_log.finish(stream)
 
     async def wait_ended(self, job_id: str) -> None:
-        """Returns when the job's final record is safe; at once for a job that has none to come."""
+        """Returns when the job's final record is safe; at once for a job that has none to come.
+
+        Raises FailedPrecondition for a job that nobody attends to any more.
+        """
         task = self._tasks.get(job_id)
         if task is not None:
-            await task.ended.wait()
+            await task.wait()
 
     def running(self) -> int:
         """Jobs that have not ended."""
@@ -182,23 +228,62 @@ class Supervisor:
         self._own(self._see_through(task, work), task.job.id)
         self.on_change()
 
-    def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        running = asyncio.create_task(work, name=f"job {name}")
+    def _own(self, work: Coroutine[Any, Any, None], job_id: str) -> None:
+        async def owned() -> None:
+            try:
+                await work
+            except Exception:
+                log.exception("lost sight of what was left of the job", extra={"job": job_id})
+
+        running = asyncio.create_task(owned(), name=f"job {job_id}")
         self._running.add(running)
         running.add_done_callback(self._running.discard)
 
-    async def _see_through(self, task: JobTask, work: Coroutine[Any, Any, None]) -> None:
+    async def _see_through(
+        self, task: JobTask, work: Coroutine[Any, Any, None], *, again: bool = True
+    ) -> None:
+        """A bug of ours does not cost a job: its task is begun again, and at last given up.
+
+        Given up, the job itself runs on, its record stays as it is, and the next server takes it
+        back.
+        """
         job_id = task.job.id
-        try:
-            await work
-        except Exception:
-            # a bug of ours: the job itself runs on, and a restarted server takes it back
-            log.exception("lost sight of the job", extra={"job": job_id})
-            return
+        clock = asyncio.get_running_loop().time
+        pauses = iter(AGAIN_S if again else ())
+        while True:
+            begun = clock()
+            try:
+                await work
+                break
+            except Exception:
+                log.exception("a fault in the task of the job", extra={"job": job_id})
+            if clock() - begun > WELL_S:
+                pauses = iter(AGAIN_S)
+            pause = next(pauses, None)
+            if pause is None:
+                await self._give_up(task)
+                return
+            try:
+                await asyncio.sleep(pause)
+            except asyncio.CancelledError:
+                task.settled.cancel()
+                raise
+            work = task.run_again()
         self._tasks.pop(job_id, None)
         self.on_change()
         if task.cleaned:  # else init mode would refuse its ids to every other job
             self._uids.pop(job_id, None)
+
+    async def _give_up(self, task: JobTask) -> None:
+        error = _unattended(task.job.id)
+        log.error("%s", error, extra={"job": task.job.id})
+        task.give_up(error)
+        try:
+            job_log = await self._tools.logs.open(task.job.id, create=False)
+        except JobletError as no_log:
+            log.warning("%s", no_log, extra={"job": task.job.id})
+        else:
+            job_log.give_up(error)
 
     async def close(self) -> None:
         """A clean stop: every task gives its pipes back and hangs up. Bounded."""
@@ -211,24 +296,31 @@ class Supervisor:
 
     # -- recovery --------------------------------------------------------------------------------
 
-    async def recover(self, *, same_boot: bool) -> None:
-        """Every record true again: jobs that run are taken back, those that ended are recorded."""
+    async def recover(self, boot_id: str) -> None:
+        """Every record true again: jobs that run are taken back, those that ended are recorded.
+
+        Returns when that is done, but for what takes too long: such a job is served as its record
+        says, and its end recorded when it can be.
+        """
         directories = await self._tools.launcher.list_jobs()
         unfinished = await self._records.load_unfinished()
+        boots = await self._records.boots()
         finished = await self._finished(directories.keys() - {job.id for job in unfinished})
         self._uids.update({job: uid for job, (_, uid) in directories.items() if uid >= 0})
         states = {job: state for job, (state, _) in directories.items()}
         todo = recovery.actions(unfinished, finished, states)
+        to_end: list[JobTask] = []
+        to_hear: list[JobTask] = []
         for action in todo:
             match action:
                 case recovery.TakeBack(job):
                     task = JobTask(job, self._tools)
+                    to_hear.append(task)
                     self._start(task, task.run_taken_back())
-                case recovery.ReadResults(job):
+                case recovery.ReadResults(job) | recovery.Vanished(job):
                     task = JobTask(job, self._tools)
-                    self._start(task, task.run_results(same_boot=same_boot))
-                case recovery.Vanished(job):
-                    task = JobTask(job, self._tools)
+                    to_end.append(task)
+                    same_boot = boots.get(job.id) == boot_id
                     self._start(task, task.run_results(same_boot=same_boot))
                 case recovery.Acknowledge(job_id):
                     self._own(self._acknowledge(job_id), job_id)
@@ -236,6 +328,10 @@ class Supervisor:
                     self._own(self._remove(job_id), job_id)
                 case recovery.Abandon(job_id):
                     self._own(self._abandon(job_id), job_id)
+        late = await _late([task.ended for task in to_end], RECORDED_S)
+        late += await _late([task.heard for task in to_hear], HEARD_S)
+        if late:
+            log.warning("%d of them take their time, and are served as their records say", late)
         taken_back = sum(isinstance(action, recovery.TakeBack) for action in todo)
         ended = sum(isinstance(action, recovery.ReadResults) for action in todo)
         events.taken_back(taken_back, ended)
@@ -256,19 +352,43 @@ class Supervisor:
                 ctl = Ctl(connection)
                 try:
                     link.close_all(list((await ctl.hello() or {}).values()))
-                    while (message := await ctl.receive()) is not None:
-                        if message[0] == protocol.EXIT:
-                            ctl.acknowledge()
+                    # whatever it says: there is nothing to be learned from it
+                    ctl.acknowledge()
+                    while await ctl.receive() is not None:
+                        ctl.acknowledge()
                 finally:
                     ctl.close()
+        except ProtocolError as error:
+            log.error("its PID 1 is not understood: %s", error, extra={"job": job_id})
+            await patience.insist(job_id, self._tools.launcher.stop, job_id)
         except JobletError as error:
             log.warning("%s", error, extra={"job": job_id})
         await self._remove(job_id)
 
     async def _abandon(self, job_id: str) -> None:
-        await jobtask.insist(job_id, self._tools.launcher.stop, job_id)
+        await patience.insist(job_id, self._tools.launcher.stop, job_id)
         await self._remove(job_id)
 
     async def _remove(self, job_id: str) -> None:
-        if await jobtask.clean_up(job_id, self._tools.launcher):
+        if await patience.clean_up(job_id, self._tools.launcher):
             self._uids.pop(job_id, None)
+
+
+def _unattended(job_id: str) -> FailedPrecondition:
+    # no Unavailable or Internal: clients would try for ever
+    return FailedPrecondition(
+        f"see job {job_id} through",
+        "the server lost sight of it by a fault of its own; the job and its output are kept",
+        hint="restart joblet.service, which takes it up again, and report what its journal says",
+    )
+
+
+async def _late(events: Sequence[asyncio.Event], timeout_s: float) -> int:
+    """Waits for all of them, so long together; how many are not there."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            for event in events:
+                await event.wait()
+    except TimeoutError:
+        pass
+    return sum(not event.is_set() for event in events)

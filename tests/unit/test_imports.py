@@ -52,7 +52,8 @@ SERVER = (
     ("rpc",),
     ("supervisor",),
     ("jobtask", "recovery"),
-    ("journal", "events"),
+    ("journal", "events", "results"),
+    ("patience",),
     ("launcher", "ctl", "units", "load"),
     ("records", "logs", "access", "limits", "admission", "ending", "audit"),
 )

@@ -325,29 +325,31 @@ def test_delete(path: Path) -> None:
     run(path, test)
 
 
-def test_boots_are_told_apart_until_recovery_is_over(path: Path) -> None:
+def test_a_job_keeps_the_boot_that_it_was_launched_in(path: Path) -> None:
+    """However often the server starts meanwhile, and whatever other boots there are jobs of."""
     old, done, new = numbered(1, state=S.RUNNING), numbered(2, state=S.FAILED), numbered(3)
 
     async def first(records: Records) -> None:
-        assert await records.boot("one")
+        records.boot("one")
         await records.put(old)
         await records.put(done)
 
-    async def same(records: Records) -> None:
-        assert await records.boot("one")
-
     async def other(records: Records) -> None:
-        assert not await records.boot("two")
+        records.boot("two")
         await records.put(new)
-        # a job keeps the boot that it was created in
         await records.put(dataclasses.replace(old, state=S.STOPPING))
 
     async def recovered(records: Records) -> None:
-        assert not await records.boot("two")
+        records.boot("two")
+        assert await records.boots() == {old.id: "one", new.id: "two"}
         await records.put(dataclasses.replace(old, state=S.FAILED))
-        assert await records.boot("two")
+        assert await records.boots() == {new.id: "two"}
 
-    for step in (first, same, other, recovered):
+    async def unsaid(records: Records) -> None:
+        await records.put(numbered(4))
+        assert (await records.boots())[numbered(4).id] == ""
+
+    for step in (first, other, recovered, unsaid):
         run(path, step)
 
 
@@ -390,7 +392,7 @@ def test_close_commits_what_waits_and_refuses_what_comes(path: Path) -> None:
         await records.close()
         await records.close()
         await asyncio.gather(*puts)
-        for call in (records.put(some[0]), records.list(), records.get("a"), records.boot("b")):
+        for call in (records.put(some[0]), records.list(), records.get("a"), records.boots()):
             with pytest.raises(Unavailable, match="closed"):
                 await call
         # nothing of SQLite's own is left beside it

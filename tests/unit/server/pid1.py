@@ -46,6 +46,8 @@ class Pid1:
         self.obey: Callable[[Pid1], None] | None = Pid1.stopped
         # instead of a hello
         self.hello: bytes | None = None
+        # instead of what it has to say behind its hello
+        self.garbage: bytes | None = None
         self._holder: socket.socket | None = None
         self._backlog: list[socket.socket] = []
 
@@ -175,7 +177,7 @@ class Pid1:
     def _send(self, kind: str, **fields: Any) -> None:
         if self._holder is not None:
             with contextlib.suppress(OSError):
-                self._holder.send(protocol.encode(kind, **fields))
+                self._holder.send(self.garbage or protocol.encode(kind, **fields))
 
     def _write(self) -> None:
         if self.record is not None and self.written:

@@ -15,7 +15,8 @@ import pytest
 from joblet.errors import NotFound
 from joblet.launch.plan import Plan
 from joblet.model import Job, JobSpec, JobState, Limits, Reason, unit_name
-from joblet.server import jobtask
+from joblet.server import jobtask, patience
+from joblet.server import supervisor as supervising
 from joblet.server.ending import Witness
 from joblet.server.jobtask import JobTask, Tools
 from joblet.server.launcher import Launcher
@@ -243,7 +244,7 @@ async def world(
     (base / "cgroup" / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
     clock = itertools.count(1_000_000)
     records = await Records.open(base / "joblet.db")
-    await records.boot(boot)
+    records.boot(boot)
     logs = LogStore(
         base / "logs", clock_us=lambda: next(clock), settings=QUICK, readers=1, boot_id=boot
     )
@@ -291,6 +292,8 @@ def supervisor(world: World, *, defaults: Limits = NOTHING, max_jobs: int = 0) -
 def impatient() -> Iterator[pytest.MonkeyPatch]:
     """No pauses between tries, and no time for PID 1 beyond the grace."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobtask, "RETRY_S", (0.0005,))
+        patch.setattr(patience, "RETRY_S", (0.0005,))
         patch.setattr(jobtask, "BACKSTOP_S", 0)
+        patch.setattr(supervising, "AGAIN_S", (0, 0, 0))
+        patch.setattr(supervising, "HEARD_S", 0.01)
         yield patch

@@ -13,7 +13,7 @@ from joblet.errors import (
 from joblet.launch import protocol
 from joblet.model import JobSpec, JobState, Reason
 from joblet.server.ending import Witness
-from joblet.server.logs import Gap
+from joblet.server.logs import Chunk, Gap
 from tests.unit.server.pid1 import Pid1
 from tests.unit.server.support import (
     Disk,
@@ -475,8 +475,7 @@ def test_a_hang_up_and_a_holder_again(base: Path) -> None:
     run(main)
 
 
-@pytest.mark.parametrize("hello", [b"hang-up", b"nonsense", b'{"t":"hello","version":99}'])
-def test_a_hello_that_does_not_come_or_is_not_understood(base: Path, hello: bytes) -> None:
+def test_a_hello_that_does_not_come(base: Path) -> None:
     async def main() -> None:
         async with world(base) as w:
             w.init.block("connect")
@@ -490,7 +489,7 @@ def test_a_hello_that_does_not_come_or_is_not_understood(base: Path, hello: byte
             await until(lambda: w.init.jobs and w.pid1().held)
             await w.let_go()
             pid1 = w.pid1()
-            pid1.hello = hello
+            pid1.hello = b"hang-up"
             w.init.unblock("connect")
             task = w.taken_back(await w.recorded())
             await until(lambda: w.init.count("connect") > 2)
@@ -499,6 +498,138 @@ def test_a_hello_that_does_not_come_or_is_not_understood(base: Path, hello: byte
             pid1.end(code=0)
             await w.over()
             assert task.job.state is JobState.COMPLETED
+
+    run(main)
+
+
+@pytest.mark.parametrize("nonsense", [b"\xff\x00", b"[]", b'{"t": 1}', b'{"t": "exit"}'])
+def test_nonsense_is_not_a_hang_up(base: Path, nonsense: bytes) -> None:
+    """The pipes are given back before another connection is asked for; the job runs on."""
+
+    async def main() -> None:
+        async with world(base) as w:
+            w.init.started = started
+            task = w.new(job())
+            await task.settled
+            pid1 = w.pid1()
+            w.init.block("connect")
+            pid1.send_raw(nonsense)
+            await w.init.reached("connect")
+            log = await w.logs.open(job_id(1))
+            assert (log.attached, pid1.alive) == (frozenset(), True)
+            await until(lambda: not pid1.held)
+            pid1.say(b"kept")
+            w.init.unblock("connect")
+            await until(lambda: log.size == 4)
+            pid1.end(code=0)
+            await w.over()
+            assert task.job.state is JobState.COMPLETED
+            assert w.init.count("stop") == 0
+            assert await w.text() == b"kept"
+
+    run(main)
+
+
+@pytest.mark.parametrize("version", [0, protocol.VERSION + 1])
+def test_a_job_whose_pid1_is_of_another_version(base: Path, version: int) -> None:
+    """Nobody could stop or end it: systemd does, and what PID 1 puts aside is taken."""
+
+    async def main() -> None:
+        async with world(base) as w:
+            w.init.started = started
+            w.new(job())
+            await until(lambda: w.init.jobs and w.pid1().held)
+            await w.durable(JobState.RUNNING)
+            await w.let_go()
+            pid1 = w.pid1()
+            pid1.hello = protocol.encode(
+                protocol.HELLO, version=version, streams=["out", "err"], more=True
+            )
+            pid1.say(b"kept")
+            task = w.taken_back(await w.recorded())
+            await w.over()
+            assert w.init.count("stop") == 1
+            assert task.job.end is not None
+            assert (task.job.end.reason, task.job.end.signal) == (Reason.SIGNALLED, 15)
+            assert "not understood" in task.job.end.detail
+            assert [item.data for item in await w.said() if isinstance(item, Chunk)] == [b"kept"]
+            assert len(await w.said()) == 1  # nothing is missing
+            assert w.init.jobs == {}
+
+    run(main)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_job_whose_pid1_talks_nothing_but_nonsense(base: Path, *, killed: bool) -> None:
+    """Even if it puts nothing aside: its pipes are read to the end while systemd ends it."""
+
+    async def main() -> None:
+        async with world(base) as w:
+            w.init.started = started
+            w.new(job())
+            await until(lambda: w.init.jobs and w.pid1().held)
+            await w.durable(JobState.RUNNING)
+            await w.let_go()
+            pid1 = w.pid1()
+            pid1.garbage = b"!"
+            pid1.say(b"kept")
+            w.init.block("stop")
+            task = w.taken_back(await w.recorded())
+            await w.init.reached("stop")
+            log = await w.logs.open(job_id(1))
+            await until(lambda: log.size == 4)
+            pid1.say(b", and more")
+            if killed:
+                pid1.kill()
+            w.init.unblock("stop")
+            await w.over()
+            assert task.job.end is not None
+            assert task.job.end.reason is Reason.SIGNALLED
+            assert task.job.end.signal == (9 if killed else 15)
+            assert "not understood" in task.job.end.detail
+            assert await w.text() == b"kept, and more"
+            assert not [item for item in await w.said() if isinstance(item, Gap)]
+
+    run(main)
+
+
+def test_a_job_that_ends_by_itself_keeps_its_end_whatever_is_said(base: Path) -> None:
+    async def main() -> None:
+        async with world(base) as w:
+            w.init.started = started
+            task = w.new(job())
+            await task.settled
+            pid1 = w.pid1()
+            pid1.garbage = b"!"
+            pid1.say(b"kept")
+            pid1.end(code=3)
+            await w.over()
+            assert task.job.end is not None
+            assert (task.job.end.reason, task.job.end.code) == (Reason.EXITED, 3)
+            assert await w.text() == b"kept"
+            assert not [item for item in await w.said() if isinstance(item, Gap)]
+
+    run(main)
+
+
+def test_an_exit_record_in_the_directory_that_cannot_be_read(base: Path) -> None:
+    """How it ended is not known, and nothing is made up."""
+
+    async def main() -> None:
+        async with world(base) as w:
+            w.init.started = started
+            w.new(job())
+            await until(lambda: w.init.jobs and w.pid1().held)
+            await w.durable(JobState.RUNNING)
+            await w.let_go()
+            pid1 = w.pid1()
+            pid1.kill()
+            (pid1.directory / "exit").write_bytes(b'{"job": 7}')
+            task = w.results(await w.recorded())
+            await w.over()
+            assert task.job.end is not None
+            assert task.job.end.reason is Reason.LOST
+            assert "cannot be read" in task.job.end.detail
 
     run(main)
 

@@ -2,7 +2,10 @@
 """All jobs of a server: keys, bounds, prefixes, what clients see, and the start after another."""
 
 import asyncio
+import contextlib
+import functools
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,11 +22,16 @@ from joblet.errors import (
 from joblet.launch.protocol import ExitRecord
 from joblet.model import Job, JobSpec, JobState, Limits, Reason, unit_name
 from joblet.server import admission
+from joblet.server import supervisor as supervising
+from joblet.server.jobtask import JobTask
 from joblet.server.limits import Enforcement
+from joblet.server.logs import Chunk, JobLog
 from joblet.server.supervisor import Supervisor
 from tests.unit.server.pid1 import Init, Pid1
 from tests.unit.server.support import (
+    BOOT,
     GRACE_US,
+    OTHER_BOOT,
     World,
     job,
     job_id,
@@ -153,9 +161,140 @@ def test_a_bug_in_a_jobs_task_is_told(base: Path, caplog: pytest.LogCaptureFixtu
             with pytest.raises(Internal, match="a fault of the server"):
                 await made.run(TRUE, by="alice")
             assert "ZeroDivisionError" in caplog.text
-            assert made.running() == 1  # it may well run: nothing is given to others
-            assert list(made._uids) == [job_id(1)]
+            await over(made, w)
+            [record] = await made.list_jobs()
+            assert record.end is not None
+            assert record.end.reason is Reason.LAUNCH_FAILED
+            assert not any(pid1.started_us for pid1 in w.init.all)
             await made.close()
+
+    run(main)
+
+
+def test_a_bug_does_not_cost_a_job(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is taken back: the same job, no byte lost, no byte twice."""
+
+    async def main() -> None:
+        async with world(base) as w:
+            begin(w)
+            made = supervisor(w)
+            first = await made.run(TRUE, by="alice")
+            pid1 = w.pid1()
+            log = await made.open_log(first.id)
+            for number in range(2):
+                pid1.say(b"%d" % number)
+                size, hellos = number + 1, pid1.said_hello
+                await until(functools.partial(lambda size: log.size == size, size))
+                made._tasks[first.id]._help(broken())
+                await until(functools.partial(lambda seen: pid1.said_hello > seen, hellos))
+            pid1.say(b"2")
+            pid1.end(code=7)
+            await made.wait_ended(first.id)
+            ended = await made.get(first.id)
+            assert ended.end is not None
+            assert (ended.end.reason, ended.end.code) == (Reason.EXITED, 7)
+            assert await w.text() == b"012"
+            assert {getattr(record, "job", "") for record in caplog.records if record.exc_info} == {
+                first.id
+            }
+            await made.close()
+
+    run(main)
+
+
+async def broken() -> None:
+    raise ZeroDivisionError("a bug")
+
+
+@contextlib.asynccontextmanager
+async def given_up(
+    base: Path, patch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[World, Supervisor]]:
+    """A job that said "seen" and runs, and whose task fails however often it is begun again."""
+    async with world(base) as w:
+        begin(w)
+        made = supervisor(w)
+        running = await made.run(TRUE, by="alice")
+        log = await made.open_log(running.id)
+        w.pid1().say(b"seen")
+        await until(lambda: log.size == 4)
+        await w.durable(JobState.RUNNING)
+        task = made._tasks[running.id]
+        patch.setattr(JobTask, "_attend", lambda *arguments: broken())
+        task._help(broken())
+        await until(lambda: task.fault)
+        yield w, made
+        await made.close()
+
+
+def test_a_job_given_up_lets_nobody_wait(base: Path, patch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with world(base) as w:
+            begin(w)
+            made = supervisor(w)
+            running = await made.run(TRUE, by="alice")
+            log = await made.open_log(running.id)
+            following, ended = log.follow(), asyncio.ensure_future(made.wait_ended(running.id))
+            w.pid1().say(b"seen")
+            item = await following.read()
+            waiting = asyncio.ensure_future(following.read())
+            await asyncio.sleep(0)
+            patch.setattr(JobTask, "_attend", lambda *arguments: broken())
+            made._tasks[running.id]._help(broken())
+            for waiter in (waiting, ended, made.wait_ended(running.id)):
+                with pytest.raises(FailedPrecondition, match="lost sight of it") as caught:
+                    await waiter
+                assert "restart joblet.service" in caught.value.hint
+            assert isinstance(item, Chunk)
+            # nothing is made up: it runs, for all that is known, and nobody reads its pipes
+            assert (await made.get(running.id)).state is JobState.RUNNING
+            assert w.pid1().alive
+            assert not w.pid1().held
+            await made.close()
+
+    run(main)
+
+
+def test_what_a_job_given_up_has_said_can_be_read(base: Path, patch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with given_up(base, patch) as (w, made):
+            log = await made.open_log(job_id(1))
+            assert [item async for item in log.follow(follow=False)] == await w.said()
+            following = log.follow()
+            assert isinstance(await following.read(), Chunk)
+            with pytest.raises(FailedPrecondition, match="lost sight of it"):
+                await following.read()
+
+    run(main)
+
+
+def test_a_job_given_up_can_be_stopped(base: Path, patch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with given_up(base, patch) as (w, made):
+            patch.undo()
+            w.pid1().say(b", and unread")
+            stopped = await made.stop(job_id(1), by="me")
+            assert stopped.end is not None
+            assert (stopped.end.reason, stopped.end.by) == (Reason.STOPPED, "me")
+            assert await w.recorded() == stopped
+            assert await w.text() == b"seen, and unread"
+            await over(made, w)
+
+    run(main)
+
+
+def test_the_scope_of_a_job_given_up_ends_whatever_happens(
+    base: Path, patch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with given_up(base, patch) as (w, made):
+            pid1 = w.pid1()
+            with pytest.raises(FailedPrecondition, match="lost sight of it"):
+                await made.stop(job_id(1), by="me")
+            assert not pid1.alive
+            # its end is not known yet; what tells of it is kept for the next server
+            assert not (await w.recorded()).final
+            assert w.pid1() is pid1
 
     run(main)
 
@@ -243,7 +382,7 @@ def test_the_same_key_after_a_restart(base: Path) -> None:
             await made.close()
         async with world(base, init=init) as w:
             made = supervisor(w)
-            await made.recover(same_boot=True)
+            await made.recover(BOOT)
             again = await made.run(TRUE, by="alice", key="k")
             assert again.id == first.id
             assert init.count("launch") == 1
@@ -425,6 +564,91 @@ def test_the_log_of_a_job_by_its_id(base: Path) -> None:
     run(main)
 
 
+def test_a_log_that_is_gone_is_not_made_again(base: Path) -> None:
+    async def main() -> None:
+        async with world(base) as w:
+            begin(w)
+            made = supervisor(w)
+            for number in (1, 2):
+                await made.run(TRUE, by="alice")
+                w.pid1(number).say(b"said")
+                w.pid1(number).end(code=0)
+            await over(made, w)
+            await w.logs.remove(job_id(1))
+            with pytest.raises(NotFound, match="its log is not in") as caught:
+                await made.open_log(job_id(1))
+            assert caught.value.hint
+            assert not (base / "logs" / job_id(1)).exists()
+            await made.close()
+        # of the other one, the end is lost
+        (base / "logs" / job_id(2) / "index").unlink()
+        async with world(base) as w:
+            made = supervisor(w)
+            log = await made.open_log(job_id(2))
+            items = [item async for item in log.follow()]
+            assert b"".join(item.data for item in items if isinstance(item, Chunk)) == b"said"
+            assert len(items) == 2  # and a gap
+            await made.close()
+
+    run(main)
+
+
+def test_a_log_that_nobody_writes_ends(base: Path) -> None:
+    """A record that is not final, and no task: a put that was carried out though it failed."""
+
+    async def main() -> None:
+        async with world(base) as w:
+            await w.records.put(job(1))
+            log = await w.logs.open(job_id(1))
+            made = supervisor(w)
+            assert await made.open_log(job_id(1)) is log
+            with pytest.raises(FailedPrecondition, match="lost sight of it"):
+                await log.follow().read()
+            await made.close()
+
+    run(main)
+
+
+def test_secrets_are_covered_for_clients_and_in_the_journal(base: Path) -> None:
+    copied: list[bytes] = []
+
+    async def copy(job: Job, log: JobLog, offset: int) -> None:
+        copied.extend([item.data async for item in log.follow(offset) if isinstance(item, Chunk)])
+
+    async def main() -> None:
+        async with world(base, copy=copy) as w:
+            begin(w)
+            made = supervisor(w)
+            spec = JobSpec("true", secret_environment={"TOKEN": "hunter2!", "N": "1"})
+            await made.run(spec, by="alice")
+            log = await made.open_log(job_id(1))
+            following = log.follow()
+            w.pid1().say(b"1 is no secret, hunt")
+            assert await following.read() == await made_of(log, b"1 is no secret, ")
+            w.pid1().say(b"er2! is")
+            await until(lambda: log.size == 27)
+            w.pid1().end(code=0)
+            await over(made, w)
+            assert await w.text() == b"1 is no secret, ******** is"
+            assert b"".join(copied) == b"1 is no secret, ******** is"
+            assert (base / "logs" / job_id(1) / "out").read_bytes().endswith(b"hunter2! is")
+            await made.close()
+        async with world(base) as w:  # as good behind a restart, when nobody else has it open
+            made = supervisor(w)
+            log = await made.open_log(job_id(1))
+            items = [item async for item in log.follow(18)]
+            assert [item.data for item in items if isinstance(item, Chunk)] == [b"****** is"]
+            await made.close()
+
+    async def made_of(log: JobLog, data: bytes) -> Chunk:
+        (first,) = [item async for item in log.follow(follow=False)]
+        assert isinstance(first, Chunk)
+        assert first.data == data
+        return first
+
+    run(main)
+
+
 def test_systemd_stopping_a_unit_is_noticed(base: Path) -> None:
     async def main() -> None:
         async with world(base) as w:
@@ -530,7 +754,7 @@ def test_every_record_is_true_again(base: Path) -> None:
             left.kill()
 
             made = supervisor(w)
-            await made.recover(same_boot=True)
+            await made.recover(BOOT)
             await until(lambda: set(w.init.jobs) == {job_id(1)} and len(made._tasks) == 1)
             states = {one.id: one for one in await made.list_jobs()}
             assert states[job_id(1)].state is JobState.RUNNING
@@ -553,13 +777,93 @@ def test_every_record_is_true_again(base: Path) -> None:
             # once more: there is nothing to be done but to hold what runs
             calls = len(w.init.calls)
             again = supervisor(w)
-            await again.recover(same_boot=True)
+            await again.recover(BOOT)
             await until(lambda: running.said_hello == 2)
             assert [verb for verb, _ in w.init.calls[calls:]] == ["list", "connect"]
             assert {one.id: one.end for one in await again.list_jobs()} == {
                 one.id: one.end for one in states.values()
             }
             await again.close()
+
+    run(main)
+
+
+def test_who_ended_meanwhile_is_recorded_before_anybody_reads(base: Path) -> None:
+    async def main() -> None:
+        async with world(base) as w:
+            gone = leftover(w, 1)
+            gone.end(code=4)
+            # it could not leave (no room for its files), and waits to be asked
+            waits = leftover(w, 2)
+            waits.written = False
+            waits.end(code=5)
+            assert (gone.alive, waits.alive) == (False, True)
+            for number in (1, 2, 3):
+                await w.records.put(job(number, state=JobState.RUNNING, started_us=1000))
+            made = supervisor(w)
+            await made.recover(BOOT)
+            assert [one.state for one in await w.records.list()] == [JobState.FAILED] * 3
+            await over(made, w)
+            await made.close()
+
+    run(main)
+
+
+def test_jobs_that_cannot_be_recovered_now_keep_nobody_waiting(
+    base: Path, patch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with world(base) as w:
+            leftover(w, 1).end(code=4)
+            frozen = leftover(w, 2, went=False)  # somebody listens, and says nothing
+            for number in (1, 2):
+                await w.records.put(job(number, state=JobState.RUNNING, started_us=1000))
+            w.init.block("results")
+            patch.setattr(supervising, "RECORDED_S", 0.01)
+            made = supervisor(w)
+            await made.recover(BOOT)
+            assert [one.state for one in await made.list_jobs()] == [JobState.RUNNING] * 2
+            w.init.unblock("results")
+            frozen.go()
+            frozen.end(code=0)
+            await over(made, w)
+            states = [one.state for one in await made.list_jobs()]
+            assert states == [JobState.FAILED, JobState.COMPLETED]
+            await made.close()
+
+    run(main)
+
+
+def test_each_job_belongs_to_the_boot_it_was_launched_in(base: Path) -> None:
+    """The server died while it recovered from a reboot, and jobs had been launched already."""
+
+    async def main() -> None:
+        async with world(base, boot=OTHER_BOOT) as w:
+            await w.records.put(job(1, state=JobState.RUNNING, started_us=7))
+        async with world(base) as w:
+            await w.records.put(job(2, state=JobState.RUNNING, started_us=7))
+        async with world(base) as w:
+            made = supervisor(w)
+            await made.recover(BOOT)
+            ends = [one.end for one in await made.list_jobs()]
+            assert [end and end.reason for end in ends] == [Reason.LOST, Reason.SIGNALLED]
+            await made.close()
+
+    run(main)
+
+
+def test_a_finished_job_whose_pid1_is_not_understood(base: Path) -> None:
+    async def main() -> None:
+        async with world(base) as w:
+            finished = leftover(w, 5)
+            finished.hello = b"to you, too"
+            finished.record, finished.written = ExitRecord(job_id(5), code=0), False
+            await w.records.put(job(5, state=JobState.COMPLETED))
+            made = supervisor(w)
+            await made.recover(BOOT)
+            await until(lambda: not w.init.jobs)
+            await until(lambda: not made._uids)
+            await made.close()
 
     run(main)
 
@@ -572,7 +876,7 @@ def test_ids_of_jobs_that_were_there_are_taken(base: Path) -> None:
             for number in (1, 2, 3):
                 await w.records.put(job(number, state=JobState.RUNNING))
             made = supervisor(w)
-            await made.recover(same_boot=True)
+            await made.recover(BOOT)
             bases = {(await made.run(TRUE, by="alice")).uid_base for _ in range(5)}
             assert len(bases) == 5
             assert not bases & taken
@@ -589,7 +893,7 @@ def test_another_boot(base: Path) -> None:
             ended.end(code=6)
             await w.records.put(job(2, state=JobState.RUNNING, started_us=7))
             made = supervisor(w)
-            await made.recover(same_boot=False)
+            await made.recover(OTHER_BOOT)
             await until(lambda: not made._tasks)
             lost, known = [one.end for one in await made.list_jobs()]
             assert lost is not None
@@ -612,7 +916,7 @@ def test_a_finished_job_whose_pid1_takes_its_time(base: Path) -> None:
             still = FailedPrecondition("clean up", "its PID 1 is still there")
             w.init.errors["clean-up"] = [still, still]
             made = supervisor(w)
-            await made.recover(same_boot=True)
+            await made.recover(BOOT)
             await until(lambda: not w.init.jobs)
             await until(lambda: not made._uids)
             await made.close()
@@ -627,7 +931,7 @@ def test_a_job_nobody_heard_of_is_ended_when_init_mode_is_there_again(base: Path
             away = Unavailable("ask init mode", "it is away")
             w.init.errors["stop"] = [away, away, away]
             made = supervisor(w)
-            await made.recover(same_boot=True)
+            await made.recover(BOOT)
             await until(lambda: not w.init.jobs)
             await made.close()
 
@@ -640,7 +944,7 @@ def test_without_init_mode_there_is_no_start(base: Path) -> None:
             w.init.away = True
             made = supervisor(w)
             with pytest.raises(Unavailable):
-                await made.recover(same_boot=True)
+                await made.recover(BOOT)
             await made.close()
 
     run(main)
