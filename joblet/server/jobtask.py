@@ -148,6 +148,7 @@ class JobTask:
     def give_up(self, error: JobletError) -> None:
         """Nobody attends to the job any more: whoever waits for it hears of that."""
         self.fault = error
+        self._ending = False
         self._settle(error)
         self.ended.set()
         self.heard.set()
@@ -155,7 +156,7 @@ class JobTask:
     async def wait(self) -> Job:
         """The job, ended. Raises `fault`."""
         await self.ended.wait()
-        if self.fault is not None:
+        if self.fault is not None and not self.job.final:
             raise self.fault
         return self.job
 
@@ -171,7 +172,8 @@ class JobTask:
                 finally:
                     for helper in self._helpers:
                         helper.cancel()
-        except Exception:  # a bug: whoever owns this task tries again or gives up
+        except Exception:  # a bug: whoever owns this task begins it again or gives it up
+            self._group = None
             raise
         except BaseException:
             self.settled.cancel()
@@ -455,10 +457,13 @@ class JobTask:
         if self.mark_stopping(by):
             if self._ctl is not None:
                 self._ctl.stop(self._tools.grace_us)
-            elif not self._launched:
+            elif self._group is not None and not self._launched:
                 # before the go; when it is too late for that, `_hold` tells PID 1
                 self._help(self._tools.launcher.cancel(self.job.id))
-            self._help(self._backstop(self._tools.grace_us))
+            if (
+                self._group is not None
+            ):  # else it is about to be begun again, and looks at the state
+                self._help(self._backstop(self._tools.grace_us))
             # in order behind what was put before, and before the final record, which alone must be
             # durable: the job is being stopped, whatever the disk says
             try:

@@ -260,6 +260,8 @@ class Supervisor:
             if clock() - begun > WELL_S:
                 pauses = iter(AGAIN_S)
             pause = next(pauses, None)
+            if pause is None and task.job.final:
+                break  # what is left of it is the next server's to remove
             if pause is None:
                 await self._give_up(task)
                 return

@@ -283,6 +283,87 @@ def test_a_job_given_up_can_be_stopped(base: Path, patch: pytest.MonkeyPatch) ->
     run(main)
 
 
+def test_a_stop_between_a_bug_and_the_next_beginning(base: Path, patch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with world(base) as w:
+            begin(w)
+            made = supervisor(w)
+            running = await made.run(TRUE, by="alice")
+            task = made._tasks[running.id]
+            patch.setattr(supervising, "AGAIN_S", (0.05,))
+            task._help(broken())
+            await until(lambda: task._group is None)
+            stopped = await made.stop(running.id, by="me")
+            assert stopped.end is not None
+            assert (stopped.end.reason, stopped.end.by) == (Reason.STOPPED, "me")
+            assert await w.recorded() == stopped
+            await over(made, w)
+            await made.close()
+
+    run(main)
+
+
+def test_a_bug_behind_the_final_record(base: Path, patch: pytest.MonkeyPatch) -> None:
+    """Nobody needs to hear of it: the end is known, and the next server removes what is left."""
+
+    async def main() -> None:
+        async with world(base) as w:
+            begin(w)
+            made = supervisor(w)
+            first = await made.run(TRUE, by="alice")
+            patch.setattr(JobTask, "_clean_up", lambda *arguments: broken())
+            w.pid1().end(code=0)
+            await until(lambda: not made._tasks)
+            assert (await made.get(first.id)).state is JobState.COMPLETED
+            assert list(made._uids) == [first.id]
+            await made.close()
+
+    run(main)
+
+
+def test_a_bug_in_the_end_itself(base: Path, patch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with world(base) as w:
+            begin(w)
+            made = supervisor(w)
+            first = await made.run(TRUE, by="alice")
+            task = made._tasks[first.id]
+            w.store.errors = [ZeroDivisionError("a bug")] * 4
+            w.pid1().say(b"said")
+            w.pid1().end(code=0)
+            await until(lambda: task.fault)
+            assert not w.store.errors
+            # it had ended by itself, but nobody could record that before the stop was asked for
+            stopped = await made.stop(first.id, by="me")
+            assert stopped.state is JobState.STOPPED
+            assert await w.text() == b"said"
+            await over(made, w)
+            await made.close()
+
+    run(main)
+
+
+def test_a_bug_in_the_journals_copy_costs_only_the_copy(
+    base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def copy(job: Job, log: JobLog, offset: int) -> None:
+        raise ZeroDivisionError("a bug")
+
+    async def main() -> None:
+        async with world(base, copy=copy) as w:
+            begin(w)
+            made = supervisor(w)
+            await made.run(TRUE, by="alice")
+            await until(lambda: "ZeroDivisionError" in caplog.text)
+            assert w.pid1().said_hello == 1
+            w.pid1().end(code=0)
+            await over(made, w)
+            assert (await made.get(job_id(1))).state is JobState.COMPLETED
+            await made.close()
+
+    run(main)
+
+
 def test_the_scope_of_a_job_given_up_ends_whatever_happens(
     base: Path, patch: pytest.MonkeyPatch
 ) -> None:
