@@ -250,6 +250,7 @@ def test_a_job_given_up_lets_nobody_wait(base: Path, patch: pytest.MonkeyPatch) 
             assert (await made.get(running.id)).state is JobState.RUNNING
             assert w.pid1().alive
             assert not w.pid1().held
+            assert not log.attached  # PID 1 may put aside what is in them
             await made.close()
 
     run(main)
@@ -287,10 +288,10 @@ def test_a_stop_between_a_bug_and_the_next_beginning(base: Path, patch: pytest.M
     async def main() -> None:
         async with world(base) as w:
             begin(w)
+            patch.setattr(supervising, "AGAIN_S", (0.5,))  # longer than it takes to look
             made = supervisor(w)
             running = await made.run(TRUE, by="alice")
             task = made._tasks[running.id]
-            patch.setattr(supervising, "AGAIN_S", (0.05,))
             task._help(broken())
             await until(lambda: task._group is None)
             stopped = await made.stop(running.id, by="me")
@@ -869,21 +870,22 @@ def test_every_record_is_true_again(base: Path) -> None:
     run(main)
 
 
-def test_who_ended_meanwhile_is_recorded_before_anybody_reads(base: Path) -> None:
+@pytest.mark.parametrize("where", ["directory", "nowhere", "pid1"])
+def test_who_ended_meanwhile_is_recorded_before_anybody_reads(
+    base: Path, patch: pytest.MonkeyPatch, where: str
+) -> None:
     async def main() -> None:
         async with world(base) as w:
-            gone = leftover(w, 1)
-            gone.end(code=4)
-            # it could not leave (no room for its files), and waits to be asked
-            waits = leftover(w, 2)
-            waits.written = False
-            waits.end(code=5)
-            assert (gone.alive, waits.alive) == (False, True)
-            for number in (1, 2, 3):
-                await w.records.put(job(number, state=JobState.RUNNING, started_us=1000))
+            patch.setattr(supervising, "HEARD_S", 30)
+            if where != "nowhere":
+                pid1 = leftover(w, 1)
+                pid1.written = where == "directory"  # else it could not leave: there was no room
+                pid1.end(code=4)
+                assert pid1.alive is (where == "pid1")
+            await w.records.put(job(1, state=JobState.RUNNING, started_us=1000))
             made = supervisor(w)
             await made.recover(BOOT)
-            assert [one.state for one in await w.records.list()] == [JobState.FAILED] * 3
+            assert (await w.recorded()).state is JobState.FAILED
             await over(made, w)
             await made.close()
 
