@@ -163,14 +163,14 @@ def _why_not(path: str) -> str:
 
 def _refused(command: str, why: str) -> InvalidArgument:
     hint = "name a program, or for a script its interpreter: python3 FILE"
-    return InvalidArgument(f"run {shown(command)}", why, hint=hint)
+    return InvalidArgument(f"run {quoted(command)}", why, hint=hint)
 
 
 def _not_found(command: str, hint: str) -> InvalidArgument:
-    return InvalidArgument(WHAT, f"command not found: {shown(command)}", hint=hint)
+    return InvalidArgument(WHAT, f"command not found: {quoted(command)}", hint=hint)
 
 
-def shown(text: str) -> str:
+def quoted(text: str) -> str:
     """A client's word in a sentence of ours."""
     return "".join(c if c.isprintable() else "?" for c in text[:MAX_SHOWN])
 

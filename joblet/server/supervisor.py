@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from joblet import link
-from joblet.errors import JobletError, NotFound, ResourceExhausted, Unavailable
+from joblet.errors import FailedPrecondition, JobletError, NotFound, ResourceExhausted, Unavailable
 from joblet.launch.protocol import ProtocolError
 from joblet.model import FINAL, Job, JobSpec, JobState, Limits, not_running, unit_name
 from joblet.server import admission, events, limits, patience, recovery

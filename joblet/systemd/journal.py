@@ -54,26 +54,6 @@ FIELDS: Final[Mapping[str, str]] = {
 _FIELD: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)  # what journald takes from a client
 _TOO_LARGE: Final = frozenset({errno.EMSGSIZE, errno.ENOBUFS})
 
-# Every field that Joblet sends, whichever module does; joblet.journal-fields(7) explains each.
-FIELDS: Final = (
-    "MESSAGE",
-    "MESSAGE_ID",
-    "PRIORITY",
-    "SYSLOG_IDENTIFIER",
-    "LOGGER",
-    "CODE_FILE",
-    "CODE_LINE",
-    "CODE_FUNC",
-    "THREAD_NAME",
-    "OBJECT_SYSTEMD_UNIT",
-    "JOBLET_JOB_ID",
-    "JOBLET_STREAM",
-    "JOBLET_WHO",
-    "JOBLET_FROM",
-    "JOBLET_WHAT",
-    "JOBLET_RESULT",
-)
-
 # Priorities of syslog(3). What a job prints is no warning of ours, whichever stream it takes; a
 # notice is only shown in bold.
 STREAM_PRIORITIES: Final[Mapping[str, int]] = {"stdout": 6, "stderr": 5}
