@@ -98,7 +98,7 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
         await bus.connect()
         stack.push_async_callback(_bounded, "leave the bus", bus.close)
         manager = Manager(bus)
-        await manager.start()
+        await manager.start(jobs=False)
         stack.push_async_callback(_bounded, "leave systemd", manager.close)
         units = JobUnits(manager)
         supervisor = _supervisor(settings, records, logs, launcher, units)

@@ -32,7 +32,7 @@ class JobUnits:
     async def follow(self, stopping: Callable[[str], None]) -> None:
         """Calls `stopping` with a unit's name when systemd begins to stop it. Ends by
         cancellation."""
-        async with await self._manager.watch(PREFIX) as watch:
+        async with await self._manager.watch(PREFIX, state="deactivating") as watch:
             async for event in watch:
                 match event:
                     case UnitChanged(name, "deactivating", _, _):

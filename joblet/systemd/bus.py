@@ -261,7 +261,7 @@ class Bus:
     async def _establish(self) -> "_Connection":
         """A connection that said hello and has all matches. Raises OSError, Lost, BusError."""
         async with asyncio.timeout(CONNECT_SECONDS):
-            connection = _Connection(await open_wire(self._address), self._subscriptions.deliver)
+            connection = _Connection(await open_wire(self._address), self._subscriptions)
             try:
                 await connection.driver("Hello", "", [])
                 self._subscriptions.forget_owners()
@@ -291,9 +291,9 @@ class Bus:
 class _Connection:
     """One connection, from the first byte to its end; never reused."""
 
-    def __init__(self, wire: Wire, deliver: Callable[[str, Signal], None]) -> None:
+    def __init__(self, wire: Wire, subscriptions: Subscriptions) -> None:
         self._wire = wire
-        self._deliver = deliver
+        self._subscriptions = subscriptions
         self._serial = 0
         self._calls: dict[int, asyncio.Future[Incoming]] = {}
         self.trouble = ""
@@ -341,6 +341,10 @@ class _Connection:
         try:
             while True:
                 frame = await self._wire.receive()
+                if unmarshal.kind(frame) == unmarshal.SIGNAL and not self._subscriptions.may_want(
+                    frame
+                ):
+                    continue
                 try:
                     message = unmarshal.decode(frame)
                 except ValueError as error:
@@ -360,7 +364,7 @@ class _Connection:
         match message.kind:
             case unmarshal.SIGNAL:
                 signal = Signal(message.path, message.interface, message.member, message.body)
-                self._deliver(message.sender, signal)
+                self._subscriptions.deliver(message.sender, signal)
             case unmarshal.METHOD_CALL:
                 self._refuse(message)
             case unmarshal.METHOD_RETURN | unmarshal.ERROR:

@@ -32,7 +32,11 @@ class Signal:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Match:
-    """Which signals. `sender` is a well-known name; an empty field matches everything."""
+    """Which signals. `sender` is a well-known name; an empty field matches everything.
+
+    glimpse: text that is somewhere in the message. The bus does not know it: it keeps what nobody
+    wants from being decoded. A callback may still be given messages without it.
+    """
 
     sender: str
     interface: str
@@ -40,10 +44,12 @@ class Match:
     path: str = ""
     path_namespace: str = ""
     arg0: str = ""
+    glimpse: str = ""
 
     @property
     def rule(self) -> str:
-        fields = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        names = (field.name for field in dataclasses.fields(self) if field.name != "glimpse")
+        fields = ((name, getattr(self, name)) for name in names)
         return ",".join(["type='signal'", *(f"{key}='{value}'" for key, value in fields if value)])
 
     def takes(self, signal: Signal) -> bool:
@@ -72,6 +78,8 @@ class Subscriptions:
 
     def __init__(self) -> None:
         self._callbacks: dict[Match, list[Callback]] = {}
+        # member and glimpse of every match, as they stand in a message
+        self._glimpses: frozenset[tuple[bytes, bytes]] = frozenset()
         # Well-known name -> unique name, "" for nobody; only what has been learnt is in it.
         self._owners: dict[str, str] = {}
         self._owner_callbacks: dict[str, list[Callable[[str], None]]] = {}
@@ -86,12 +94,27 @@ class Subscriptions:
         if callback in callbacks:
             return False
         callbacks.append(callback)
+        self._look()
         return True
 
     def remove(self, match: Match, callback: Callback) -> None:
         self._callbacks[match].remove(callback)
         if not self._callbacks[match]:
             del self._callbacks[match]
+        self._look()
+
+    def _look(self) -> None:
+        found = {(match.member.encode(), match.glimpse.encode()) for match in self._callbacks}
+        self._glimpses = frozenset(found)
+
+    def may_want(self, message: bytes) -> bool:
+        """Whether a signal is worth decoding: a quick look, which never passes over a wanted one.
+
+        A server gets several signals of every unit that changes, and acts on hardly any.
+        """
+        return b"NameOwnerChanged" in message or any(
+            member in message and glimpse in message for member, glimpse in self._glimpses
+        )
 
     def owner(self, name: str) -> str | None:
         """The unique name of who owns `name`; "" for nobody, None if that is not known yet."""

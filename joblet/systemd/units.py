@@ -110,9 +110,13 @@ class Manager:
         self._stale = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Follow systemd's jobs. Raises Unavailable if there is no systemd on the bus."""
-        for member in ("JobRemoved", "Reloading"):
+    async def start(self, *, jobs: bool = True) -> None:
+        """Follow systemd's jobs. Raises Unavailable if there is no systemd on the bus.
+
+        jobs: whether units will be started, stopped or wholly watched. A server does none of it,
+        and is spared the signals of every job that systemd has.
+        """
+        for member in ("JobRemoved", "Reloading") if jobs else ("Reloading",):
             match = Match(SYSTEMD, MANAGER, member, MANAGER_PATH)
             await self._bus.add_match(match, self._manager_signal)
         if not self._bus.owner(SYSTEMD):
@@ -251,20 +255,27 @@ class Manager:
         )
         return [UnitStatus.of(row) for row in rows]
 
-    async def watch(self, prefix: str) -> Watch:
+    async def watch(self, prefix: str, *, state: str = "") -> Watch:
         """Follow the units whose names begin with `prefix`. Close the watch when done.
 
-        Raises Unavailable, BusError.
+        state: an ActiveState; then only changes into it are told, and snapshots. All events need
+        `start` with jobs. Raises Unavailable, BusError.
         """
-        for member in ("UnitNew", "UnitRemoved", "JobNew"):
+        for member in () if state else ("UnitNew", "UnitRemoved", "JobNew"):
             match = Match(SYSTEMD, MANAGER, member, MANAGER_PATH)
             await self._bus.add_match(match, self._manager_signal)
         changes = Match(
-            SYSTEMD, PROPERTIES, "PropertiesChanged", path_namespace=UNIT_PATH, arg0=UNIT
+            SYSTEMD,
+            PROPERTIES,
+            "PropertiesChanged",
+            path_namespace=UNIT_PATH,
+            arg0=UNIT,
+            glimpse=state,
         )
         await self._bus.add_match(changes, self._unit_signal)
         watch = Watch(
             prefix,
+            state=state,
             list_units=lambda: self.list_units_by_patterns([f"{prefix}*"]),
             job_type=self._job_type,
             on_close=self._forget,

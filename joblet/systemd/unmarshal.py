@@ -62,6 +62,11 @@ class Incoming:
     body: list[Any]
 
 
+def kind(message: bytes) -> int:
+    """The kind of a whole message, undecoded."""
+    return message[1]
+
+
 def decode(message: bytes) -> Incoming:
     """A whole message. Raises ValueError for what is none."""
     try:

@@ -118,11 +118,14 @@ class Watch:
         self,
         prefix: str,
         *,
+        state: str = "",
         list_units: Callable[[], Awaitable[list[UnitStatus]]],
         job_type: Callable[[str], Awaitable[str]],
         on_close: Callable[["Watch"], None],
     ) -> None:
+        """state: only snapshots and changes into this ActiveState are told; "" tells everything."""
         self.prefix = prefix
+        self._state = state
         self.overflows = 0
         self._list_units = list_units
         self._job_type = job_type
@@ -176,17 +179,20 @@ class Watch:
         if len(self._queue) < 2 or not isinstance(self._queue[-1], _Resync):
             self._put(_Resync())
 
+    def _ours(self, name: str, active_state: str = "") -> bool:
+        return name.startswith(self.prefix) and self._state in ("", active_state)
+
     def unit_new(self, name: str) -> None:
-        if name.startswith(self.prefix):
+        if self._ours(name):
             self._fresh.add(name)
 
     def unit_removed(self, name: str) -> None:
-        if name.startswith(self.prefix):
+        if self._ours(name):
             self._fresh.discard(name)
             self._put(UnitRemoved(name))
 
     def unit_changed(self, name: str, active_state: str, sub_state: str, job_id: int) -> None:
-        if name.startswith(self.prefix):
+        if self._ours(name, active_state):
             if active_state == "deactivating" and job_id:
                 for item in self._queue:
                     if isinstance(item, _Asked) and item.job_id == job_id:
@@ -194,7 +200,7 @@ class Watch:
             self._put(UnitChanged(name, active_state, sub_state, job_id))
 
     def job_new(self, name: str, job_id: int, path: str) -> None:
-        if not name.startswith(self.prefix):
+        if not self._ours(name):
             return
         if name in self._fresh:
             self._fresh.discard(name)
@@ -203,7 +209,7 @@ class Watch:
             self._put(_Asked(name, job_id, asyncio.create_task(self._ask(path))))
 
     def job_removed(self, name: str, job_id: int, result: str) -> None:
-        if name.startswith(self.prefix):
+        if self._ours(name):
             self._put(JobRemoved(name, job_id, result))
 
     async def _ask(self, path: str) -> str:

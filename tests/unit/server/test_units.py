@@ -25,7 +25,7 @@ class Systemd:
         self._answer = answer
         self._events = events
         self.asked: list[tuple[str, tuple[str, ...]]] = []
-        self.prefix = ""
+        self.prefix = self.state = ""
 
     async def get_unit_properties(
         self, name: str, interface: str, names: tuple[str, ...]
@@ -35,8 +35,8 @@ class Systemd:
             raise self._answer
         return {"ActiveState": self._answer}
 
-    async def watch(self, prefix: str) -> Any:
-        self.prefix = prefix
+    async def watch(self, prefix: str, *, state: str) -> Any:
+        self.prefix, self.state = prefix, state
         events = self._events
 
         @contextlib.asynccontextmanager
@@ -93,4 +93,4 @@ def test_units_that_systemd_stops() -> None:
 
     run(main)
     assert seen == ["joblet-b.scope", "joblet-c.scope"]
-    assert made.prefix == "joblet-"
+    assert (made.prefix, made.state) == ("joblet-", "deactivating")

@@ -7,6 +7,7 @@ import functools
 import pytest
 from dbus_next import Message
 
+from joblet.systemd import unmarshal
 from joblet.systemd.signals import DRIVER, DRIVER_PATH, Match, Signal, Subscriptions
 from tests.unit.systemd_bus.daemon import Daemon, connected, peer, until
 
@@ -60,6 +61,38 @@ def test_the_next_owner_is_heard_and_announced(daemon: Daemon) -> None:
                 await until(lambda: owners[-1:] == [""])
         assert len(owners) == 4
         assert owners[1] == owners[3] == ""
+
+    asyncio.run(main())
+
+
+def test_what_is_not_glimpsed_is_not_even_decoded(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[Signal] = []
+    everything: list[Signal] = []
+    decoded: list[str] = []
+    decode = unmarshal.decode
+
+    def counting(message: bytes) -> unmarshal.Incoming:
+        found = decode(message)
+        decoded.append(found.member)
+        return found
+
+    async def main() -> None:
+        async with peer(daemon.address, NAME) as owner, connected(daemon.address) as bus:
+            match = Match(NAME, INTERFACE, "Changed", glimpse="ending")
+            await bus.add_match(match, heard.append)
+            monkeypatch.setattr(unmarshal, "decode", counting)
+            await owner.signal(PATH, INTERFACE, "Changed", "ss", ["state", "running"])
+            await owner.signal(PATH, INTERFACE, "Changed", "ss", ["state", "ending"])
+            await until(lambda: bool(heard))
+            # from now on everything may be wanted
+            await bus.add_match(Match(NAME, INTERFACE), everything.append)
+            await owner.signal(PATH, INTERFACE, "Changed", "ss", ["state", "running"])
+            await until(lambda: bool(everything))
+        assert heard[0].body == ["state", "ending"]
+        assert everything[0].body == ["state", "running"]
+        assert decoded.count("Changed") == 2
 
     asyncio.run(main())
 

@@ -233,3 +233,30 @@ def test_close_ends_the_stream_and_its_questions() -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())
+
+
+def test_one_state_and_nothing_else_is_told() -> None:
+    world = World()
+
+    async def main() -> None:
+        watch = Watch(
+            "joblet-",
+            state="deactivating",
+            list_units=world.list_units,
+            job_type=world.job_type,
+            on_close=world.closed.append,
+        )
+        assert await anext(watch) == Snapshot(())
+        watch.unit_new(A)
+        watch.job_new(A, 7, "/job/7")
+        watch.unit_changed(A, "active", "running", 0)
+        watch.job_removed(A, 7, "done")
+        watch.unit_changed(A, "deactivating", "stop-sigterm", 8)
+        watch.unit_changed(A, "inactive", "dead", 0)
+        watch.unit_removed(A)
+        assert await anext(watch) == UnitChanged(A, "deactivating", "stop-sigterm", 8)
+        watch.close()
+        with pytest.raises(StopAsyncIteration):
+            await anext(watch)
+
+    asyncio.run(main())
