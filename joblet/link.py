@@ -21,7 +21,8 @@ its go.
     is gone
     stop      job                          ->                  StopUnit, waited for
     kill      job, signal                  ->                  KillUnit
-    clean-up  job                          ->                  ResetFailed, directory removed
+    clean-up  job, failed (true)           ->                  ResetFailed if it may have failed,
+                                                               directory removed
     journal   job, stream, data            -> left_out         a plain copy of whole lines
 
 Both ends live in asyncio; descriptors arrive close-on-exec and belong to the receiver.

@@ -198,7 +198,9 @@ class Connection:
     async def _clean_up(self, message: Message, fds: list[int]) -> Reply:
         job = _job(message)
         self._launches.check_over(job)
-        await self._scopes.forget(unit_name(job))
+        # (a server of before did not say)
+        if message.get("failed", True):
+            await self._scopes.forget(unit_name(job))
         await asyncio.to_thread(self._directories.remove, job)
         return {}, ()
 

@@ -101,6 +101,8 @@ class JobTask:
         self._senseless = 0  # connections on which its PID 1 talked nonsense
         # systemd was seen stopping the unit, which we did not ask for
         self.unit_stopping = False
+        # a scope fails when systemd had to end it; one that went by itself needs no ResetFailed
+        self._may_have_failed = True
 
     # -- the ways of a job -----------------------------------------------------------------------
 
@@ -537,6 +539,13 @@ class JobTask:
         for stream in self._streams():
             await self._insist(job_log.finish, stream)
         self._ending = True
+        self._may_have_failed = (
+            record is None
+            or record.ended_by != ""
+            or bool(self.job.stop_by)
+            or self._overdue
+            or self.unit_stopping
+        )
         usage = dict(record.usage) if record else {}
         if self._overdue and (record is None or record.ended_by == "signal"):
             # it was systemd's signal, and we who asked for it
@@ -568,7 +577,9 @@ class JobTask:
         return await patience.insist(self.job.id, do, *args, **named)
 
     async def _clean_up(self) -> None:
-        self.cleaned = await patience.clean_up(self.job.id, self._tools.launcher)
+        self.cleaned = await patience.clean_up(
+            self.job.id, self._tools.launcher, failed=self._may_have_failed
+        )
 
     def _settle(self, error: JobletError | None) -> None:
         if self.settled.done():

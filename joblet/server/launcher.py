@@ -233,10 +233,10 @@ class Launcher:
     async def kill(self, job: str, signal: int) -> None:
         await self._ask("kill", job=job, signal=signal)
 
-    async def clean_up(self, job: str) -> None:
-        """The unit forgotten, the directory removed. Raises FailedPrecondition while PID 1
-        lives."""
-        await self._ask("clean-up", job=job)
+    async def clean_up(self, job: str, *, failed: bool = True) -> None:
+        """The directory removed, and the unit forgotten if it may have failed. Raises
+        FailedPrecondition while PID 1 lives."""
+        await self._ask("clean-up", job=job, failed=failed)
 
     async def journal(self, job: str, stream: int, data: bytes, *, missing: int = 0) -> int:
         """Copies whole lines; how many were left out. missing: they are our note of so many lines

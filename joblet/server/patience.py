@@ -42,11 +42,11 @@ async def insist(job_id: str, do: Callable[..., Awaitable[T]], *args: Any, **nam
         await asyncio.sleep(next(waits))
 
 
-async def clean_up(job_id: str, launcher: Launcher) -> bool:
+async def clean_up(job_id: str, launcher: Launcher, *, failed: bool = True) -> bool:
     """The directory goes last. What stays (False) is found and removed at the next start."""
     for number, pause in enumerate(pauses()):
         try:
-            await launcher.clean_up(job_id)
+            await launcher.clean_up(job_id, failed=failed)
         except JobletError as error:
             if number > CLEAN_UP_TRIES:
                 log.warning("%s", error, extra={"job": job_id})

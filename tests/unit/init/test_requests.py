@@ -80,6 +80,25 @@ def directories(init: Init) -> set[str]:
 # --- the way of a launch --------------------------------------------------------------------------
 
 
+def test_a_scope_that_cannot_have_failed_is_not_reset(serve: Serve) -> None:
+    async def work() -> None:
+        async with serve() as (init, server):
+            plan = init.plan(["true"])
+            await server.launch(plan)
+            holder = await server.go(plan)
+            assert holder.hello() == ["out", "err"]
+            assert holder.end().code == 0
+            holder.say(protocol.ACKNOWLEDGE)
+            assert holder.receive() is None
+            holder.close()
+            await eventually(lambda: init.host.directories.state(plan.job) == link.GONE)
+            await server.ask("clean-up", job=plan.job, failed=False)
+            assert init.scopes.asked == []
+            assert plan.job not in directories(init)
+
+    run(work())
+
+
 def test_a_job_from_its_launch_to_its_clean_up(serve: Serve) -> None:
     async def work() -> None:
         async with serve() as (init, server):

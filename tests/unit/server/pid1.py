@@ -244,6 +244,7 @@ class Init:
         self._reached: dict[str, asyncio.Event] = {}
         self.withdrawn: set[str] = set()
         self.copied: list[tuple[str, int, bytes]] = []
+        self.forgotten: list[str] = []  # jobs whose unit may have failed
         self.started: Callable[[Pid1], None] | None = None  # called at each go
 
     @property
@@ -357,8 +358,10 @@ class Init:
         if job in self.jobs:
             self.jobs[job].terminated()
 
-    async def clean_up(self, job: str) -> None:
+    async def clean_up(self, job: str, *, failed: bool = True) -> None:
         await self._enter("clean-up", job)
+        if failed:
+            self.forgotten.append(job)
         pid1 = self.jobs.get(job)
         if pid1 is None:
             return

@@ -65,6 +65,7 @@ def test_a_job_from_launch_to_end(base: Path) -> None:
             assert (await w.text(), await w.text(stream=2)) == (b"one\n", b"two\n")
             assert (await w.logs.open(job_id(1))).ended
             assert w.copies == [(job_id(1), 0)]
+            assert w.init.forgotten == []  # its scope went with it
 
     run(main)
 

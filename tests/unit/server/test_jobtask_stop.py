@@ -125,6 +125,7 @@ def test_stop_while_running(base: Path) -> None:
             assert ended.end.code == 143
             ends_stopped(w, task)
             assert await w.text() == b"I am going"
+            assert w.init.forgotten == [ended.id]  # systemd may have had to end it
 
     run(main)
 
