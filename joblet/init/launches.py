@@ -11,6 +11,7 @@ goes.
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -97,7 +98,7 @@ class Launches:
         launch = self._launches[plan.job] = Launch(plan)
         try:
             async with self._slots:
-                await self._fork(launch, plan_fd)
+                await self._fork(launch)
                 if not launch.withdrawn:
                     launch.scope_asked_for = True
                     await self._scopes.start(plan, launch.pid)
@@ -112,18 +113,18 @@ class Launches:
         launch.scope.set_result(launch.pid)
         return launch
 
-    async def _fork(self, launch: Launch, plan_fd: int) -> None:
+    async def _fork(self, launch: Launch) -> None:
         plan = launch.plan
-        directory, ends = await self._create(plan)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        launch.gate = ours
-        ours.settimeout(0)
-        try:
+        # PID 1 has its own; a copy of ours would keep the pipes from ending
+        with contextlib.ExitStack() as ours:
+            plan_fd = _memfd(plan.to_checked())  # what has been checked, not what came
+            ours.callback(os.close, plan_fd)
+            directory, ends = await self._create(plan)
+            ours.callback(link.close_all, [directory, *ends])
+            launch.gate, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours.callback(theirs.close)
+            launch.gate.settimeout(0)
             await self._ask_zygote(launch, [plan_fd, directory, theirs.fileno(), *ends])
-        finally:
-            # PID 1 has its own; a copy of ours would keep the pipes from ending
-            theirs.close()
-            link.close_all([directory, *ends])
 
     async def _create(self, plan: Plan) -> tuple[int, list[int]]:
         create = self._directories.create
@@ -246,6 +247,21 @@ class Launches:
         would look as if nobody needed its directory and its uids any more."""
         if job in self._under_way:
             raise FailedPrecondition(f"clean up job {job}", "it is being launched")
+
+
+def _memfd(data: bytes) -> int:
+    """A file in memory. Raises Internal."""
+    try:
+        fd = os.memfd_create("joblet-plan", os.MFD_CLOEXEC)
+    except OSError as error:
+        raise Internal("hand PID 1 its plan", str(error)) from None
+    try:
+        if os.write(fd, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        os.close(fd)
+        raise Internal("hand PID 1 its plan", str(error)) from None
+    return fd
 
 
 def _cgroup(pid: int) -> str:

@@ -10,6 +10,7 @@ first and last line of its stderr as well.
 
 import contextlib
 import errno
+import functools
 import os
 import resource
 import signal
@@ -138,10 +139,9 @@ def _run(
         sys.prctl(sys.PR_SET_NO_NEW_PRIVS, 1)
         step, subject = "chdir", plan.cwd
         _enter(plan.cwd)
-        # ignored signals survive exec: Python ignores two, and who knows what started init mode
-        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-            if signal.getsignal(number) == signal.SIG_IGN:
-                signal.signal(number, signal.SIG_DFL)
+        # ignored signals survive exec
+        for number in ignored():
+            signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
         step, subject = "exec", plan.path
         # bytes: text would be encoded as the service's locale says
@@ -163,6 +163,15 @@ def _report(failed: Failed, stderr: int, failure: int) -> None:
     """To the job's log, and to PID 1 for the record."""
     failed.log(stderr)
     os.write(failure, f"{failed.step}:{failed.errno}:{failed.detail}".encode(errors="replace"))
+
+
+@functools.cache
+def ignored() -> tuple[int, ...]:
+    """The signals that this process ignores: Python ignores two, and who knows what started init
+    mode. The zygote asks first, since the answer takes long and its children inherit it."""
+    return tuple(
+        number for number in signal.valid_signals() if signal.getsignal(number) == signal.SIG_IGN
+    )
 
 
 def _write(path: str, data: bytes, *, dir_fd: int | None = None) -> None:

@@ -63,7 +63,7 @@ def main(directory: str, fds: list[int]) -> NoReturn:
     status = 1
     try:
         plan_fd, directory_fd, gate_fd, *pipes = fds
-        plan = Plan.from_bytes(os.pread(plan_fd, PLAN_BYTES, 0))
+        plan = Plan.from_checked(os.pread(plan_fd, PLAN_BYTES, 0))
         os.close(plan_fd)
         os.fchdir(directory_fd)
         gate = socket.socket(fileno=gate_fd)

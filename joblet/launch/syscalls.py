@@ -8,6 +8,7 @@ are the same on x86-64 and on every architecture with the generic table (mount_s
 import ctypes
 import os
 import struct
+import sys
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
@@ -38,7 +39,6 @@ MOUNT_ATTR_NOEXEC = 0x8
 PR_CAPBSET_DROP = 24
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
-PR_SET_NAME = 15
 PR_SET_NO_NEW_PRIVS = 38
 
 CAP_CHOWN = 0
@@ -147,17 +147,23 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 
 
 
 def set_name(name: bytes) -> None:
-    """PR_SET_NAME: the comm of this thread, cut to 15 bytes."""
-    buffer = ctypes.create_string_buffer(name[:15])
-    _check(_libc.prctl(PR_SET_NAME, ctypes.addressof(buffer), 0, 0, 0))
+    """The comm of this process (PR_SET_NAME), cut to 15 bytes."""
+    fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, name[:15])
+    finally:
+        os.close(fd)
 
 
 def set_cmdline(title: bytes) -> None:
     """Overwrite argv in place, so that ps and `systemctl status` show `title`; cut to the room
     there is."""
-    with open("/proc/self/stat", "rb", buffering=0) as stat:
+    fd = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
         # comm may hold spaces and brackets: fields are counted from the last ")" (proc_pid_stat(5))
-        fields = stat.read(4096).rpartition(b")")[2].split()
+        fields = os.read(fd, 4096).rpartition(b")")[2].split()
+    finally:
+        os.close(fd)
     start, end = int(fields[45]), int(fields[46])
     if start and end > start:
         room = end - start
@@ -187,11 +193,9 @@ def close_range_cloexec(first: int) -> None:
 
 
 def signalfd(signals: set[int]) -> int:
-    mask = bytearray(128)  # sigset_t of glibc
-    for number in signals:
-        mask[(number - 1) // 8] |= 1 << ((number - 1) % 8)
-    buffer = (ctypes.c_char * len(mask)).from_buffer(mask)
-    return _check(_libc.signalfd(-1, buffer, SFD_NONBLOCK | SFD_CLOEXEC))
+    mask = sum(1 << (number - 1) for number in signals)
+    sigset = mask.to_bytes(128, sys.byteorder)  # sigset_t of glibc
+    return _check(_libc.signalfd(-1, sigset, SFD_NONBLOCK | SFD_CLOEXEC))
 
 
 _PIVOT_ROOT_NUMBERS = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "loongarch64": 41}

@@ -16,10 +16,10 @@ import signal
 import socket
 from typing import Final, NoReturn
 
-from joblet.launch import pid1
+from joblet.launch import command, pid1
 from joblet.launch import syscalls as sys
 
-# plan (sealed memfd), directory, gate; behind them each stream's read and write end
+# plan (Plan.to_checked in a memfd), directory, gate; behind them each stream's read and write end
 REQUEST_FDS: Final = 3
 MAX_REQUEST: Final = 4096
 
@@ -88,6 +88,7 @@ def _serve(sock: socket.socket) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        command.ignored()
         gc.collect()
         gc.freeze()
         while True:

@@ -231,3 +231,9 @@ def test_a_frozen_plan_is_plain_data() -> None:
     plan = Plan(job=JOB, path="/a", argv=("a",), env={}, uid_base=0)
     assert set(json.loads(plan.to_bytes())) == {f.name for f in dataclasses.fields(Plan)}
     assert all(letter in string.printable for letter in plan.to_bytes().decode())
+
+
+def test_a_checked_plan_reaches_pid1_as_it_is() -> None:
+    handed = Plan.from_checked(SAMPLE.to_checked())
+    assert handed == dataclasses.replace(SAMPLE, properties={})
+    assert (handed.argv, handed.env) == (SAMPLE.argv, SAMPLE.env)
