@@ -19,6 +19,7 @@ its format: records_file.py, records_codec.py; the threads: records_thread.py.
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import sqlite3
@@ -310,6 +311,9 @@ def _open(path: Path) -> tuple[file.Lock, sqlite3.Connection, sqlite3.Connection
         raise
 
 
+# The same text is the same job, frozen; a server reads its last jobs again and again. Each takes
+# about 3 KB, so 10 MB at most.
+@functools.lru_cache(maxsize=3000)
 def _job(number: int, body: str) -> Job:
     try:
         return codec.decode(number, body)

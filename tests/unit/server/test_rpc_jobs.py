@@ -81,6 +81,30 @@ def test_a_jobs_life(tmp_path: Path) -> None:
     run(main)
 
 
+def test_a_list_is_true_whatever_was_kept_of_the_last_one(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (w, _, target), channel(target) as client:
+
+            async def listed() -> list[tuple[str, str]]:
+                answer = await call(client, LIST)
+                return [(one.uuid, one.status) for one in answer.jobs]
+
+            for number in (1, 2):
+                await call(client, RUN, pb.RunJobRequest(command="true"))
+                assert (job_id(number), "RUNNING") in await listed()
+            w.pid1(1).end(code=0)
+            await follow(client, 1)
+            first = await call(client, LIST)
+            assert first == await call(client, LIST)
+            ended, runs = first.jobs
+            assert (ended.status, ended.node_id, runs.status) == ("COMPLETED", "node-1", "RUNNING")
+            w.pid1(2).end(code=1)
+            await follow(client, 2)
+            assert await listed() == [(job_id(1), "COMPLETED"), (job_id(2), "FAILED")]
+
+    run(main)
+
+
 def test_stop(tmp_path: Path) -> None:
     async def main() -> None:
         async with served(tmp_path) as (_, _, target), channel(target) as client:
