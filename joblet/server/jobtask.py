@@ -213,12 +213,17 @@ class JobTask:
         tools = self._tools
         self._launched = self._went = self.cleaned = False
         launching = asyncio.ensure_future(tools.launcher.launch(plan))
+        going: asyncio.Future[socket.socket] | None = None
         try:
             # beside each other: the intent on disk, the log's files, the scope
             if not self._recorded:
                 await tools.records.put(self.job, key=self._key)
                 self._recorded = True
             await self._open_log()
+            early = tools.launcher.linked and not launching.done()
+            if early and not asked.by_client and not self.job.stop_by:
+                # nothing that is read back can refuse it: the go waits for the scope in init mode
+                going = asyncio.ensure_future(tools.launcher.go(self.job.id))
             pid, cgroup = await launching
             self._launched = True
             effective, untaken = tools.enforcement.after(cgroup, asked, wanted)
@@ -230,10 +235,12 @@ class JobTask:
                 not_enforced=tuple(dict.fromkeys((*self.job.not_enforced, *untaken))),
             )
             events.not_enforced(self.job, asked.by_client)
-            if self.job.stop_by:
-                raise Unavailable(f"launch job {self.job.id}", "it was stopped")
+            if going is None:
+                if self.job.stop_by:
+                    raise Unavailable(f"launch job {self.job.id}", "it was stopped")
+                going = asyncio.ensure_future(tools.launcher.go(self.job.id))
             try:
-                ctl = await tools.launcher.go(self.job.id)
+                ctl = await going
             except Unavailable as error:
                 # init mode went away with the answer: the job's directory tells whether it runs
                 log.warning("%s", error, extra={"job": self.job.id})
@@ -243,13 +250,32 @@ class JobTask:
                 return None
             self._went = True
             return ctl
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(JobletError):
                 await tools.launcher.cancel(self.job.id)
             launching.cancel()
             with contextlib.suppress(JobletError, asyncio.CancelledError):
                 await launching
+            if going is not None and await self._went_meanwhile(going, error):
+                return None
             raise
+
+    async def _went_meanwhile(
+        self, going: "asyncio.Future[socket.socket]", error: BaseException
+    ) -> bool:
+        """After a launch that failed with its go on the way: whether the job may run all the same,
+        because init mode went away with both answers."""
+        if not isinstance(error, JobletError):
+            going.cancel()
+        try:
+            (await going).close()  # it will be connected again
+        except (JobletError, asyncio.CancelledError):
+            if not isinstance(error, Unavailable):
+                return False
+        if isinstance(error, JobletError):
+            self._launch_error = error
+            return True
+        return False
 
     async def _launch_failed(self, error: JobletError) -> None:
         if not self._recorded:  # no client hears of this job, so it leaves no trace
@@ -260,7 +286,7 @@ class JobTask:
             self._settle(error)
             self.ended.set()
             return
-        end = End(Reason.LAUNCH_FAILED, step="launch", detail=f"{error.what}: {error.why}")
+        end = _not_launched(error)
         if self.job.stop_by:
             end = End(Reason.STOPPED, by=self.job.stop_by)
         self._launch_error = error
@@ -531,6 +557,8 @@ class JobTask:
                     went=went,
                     stopping=self.unit_stopping,
                 )
+                if end.reason is Reason.LAUNCH_FAILED and self._launch_error is not None:
+                    end = _not_launched(self._launch_error)
                 await self._end(end, job_log)
         await self._clean_up()
 
@@ -588,3 +616,7 @@ class JobTask:
             self.settled.set_exception(error)
         else:
             self.settled.set_result(self.job)
+
+
+def _not_launched(error: JobletError) -> End:
+    return End(Reason.LAUNCH_FAILED, step="launch", detail=f"{error.what}: {error.why}")

@@ -123,6 +123,10 @@ class Launcher:
                 waiting.set_exception(self._no_link())
         self._waiting.clear()
 
+    @property
+    def linked(self) -> bool:
+        return self._link is not None and self._up.is_set()
+
     async def wait_up(self) -> None:
         """Raises Unavailable when there is no link within PATIENCE_S."""
         try:

@@ -243,6 +243,7 @@ class Init:
         self.gates: dict[str, asyncio.Event] = {}
         self._reached: dict[str, asyncio.Event] = {}
         self.withdrawn: set[str] = set()
+        self._launching: dict[str, asyncio.Event] = {}  # set when the launch is over
         self.copied: list[tuple[str, int, bytes]] = []
         self.forgotten: list[str] = []  # jobs whose unit may have failed
         self.started: Callable[[Pid1], None] | None = None  # called at each go
@@ -257,6 +258,10 @@ class Init:
         if away:  # launches before their go end with the link
             for pid1 in self.jobs.values():
                 pid1.withdraw()
+
+    @property
+    def linked(self) -> bool:
+        return not self._away
 
     def block(self, verb: str) -> None:
         self.gates[verb] = asyncio.Event()
@@ -287,6 +292,16 @@ class Init:
     # -- the launcher's verbs --------------------------------------------------------------------
 
     async def launch(self, plan: Plan) -> tuple[int, str]:
+        over = self._launching[plan.job] = asyncio.Event()
+        try:
+            made = await self._launch(plan)
+            if self.errors.get("launch-lost"):
+                raise self.errors["launch-lost"].pop(0)
+            return made
+        finally:
+            over.set()
+
+    async def _launch(self, plan: Plan) -> tuple[int, str]:
         try:
             await self._enter("launch", plan.job)
         except asyncio.CancelledError:
@@ -302,6 +317,7 @@ class Init:
 
     async def go(self, job: str) -> socket.socket:
         await self._enter("go", job)
+        await self._launching[job].wait()
         pid1 = self.jobs.get(job)
         if pid1 is None or not pid1.alive or pid1.went:
             raise NotFound(f"let job {job} go", "no such launch is waiting")

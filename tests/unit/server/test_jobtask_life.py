@@ -319,6 +319,73 @@ def test_a_go_whose_answer_is_lost_and_it_was_never_said(base: Path, withdrawn: 
     run(main)
 
 
+@pytest.mark.parametrize("went", [True, False])
+def test_both_answers_are_lost(base: Path, went: bool) -> None:
+    """The go is on its way before launch is answered, so the job may run all the same."""
+
+    async def main() -> None:
+        async with world(base) as w:
+            lost = Unavailable("ask init mode", "init mode hung up")
+            w.init.errors["launch-lost"] = [lost]
+            w.init.errors["go-lost" if went else "go"] = [lost]
+            w.init.started = started
+            w.init.block("launch")
+            task = w.new(job())
+            await until(lambda: w.init.count("go"))
+            w.init.unblock("launch")
+            if went:
+                assert (await task.settled).state is JobState.RUNNING
+                w.pid1().end(code=0)
+            else:
+                with pytest.raises(Unavailable, match="hung up"):
+                    await task.settled
+            await w.over()
+            assert task.job.state is (JobState.COMPLETED if went else JobState.FAILED)
+            assert w.init.jobs == {}
+
+    run(main)
+
+
+def test_a_launch_that_fails_behind_its_go(base: Path) -> None:
+    async def main() -> None:
+        async with world(base) as w:
+            w.init.block("launch")
+            w.init.errors["launch"] = [Internal("start the scope", "systemd said no")]
+            w.init.errors["go"] = [Internal("start the scope", "systemd said no")]
+            task = w.new(job())
+            await until(lambda: w.init.count("go"))
+            w.init.unblock("launch")
+            with pytest.raises(Internal, match="systemd said no"):
+                await task.settled
+            await w.over()
+            assert task.job.end is not None
+            assert task.job.end.reason is Reason.LAUNCH_FAILED
+
+    run(main)
+
+
+def test_what_a_client_asked_for_is_read_back_before_the_go(base: Path) -> None:
+    async def main() -> None:
+        async with world(base) as w:
+            w.init.block("launch")
+            limits = Limits(max_tasks=64)
+            asked = Asked(limits, frozenset({"max_tasks"}))
+            task = jobtask.JobTask(job(), w.tools)
+            w.own(task.run_new(plan_of(task.job), asked, limits))
+            await w.init.reached("launch")
+            await until(lambda: w.store.puts)
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert w.init.count("go") == 0
+            w.init.unblock("launch")
+            with pytest.raises(FailedPrecondition):  # this cgroup has no such file
+                await task.settled
+            await w.over()
+            assert w.init.count("go") == 0
+
+    run(main)
+
+
 def test_dead_on_arrival_is_launched_again_once(base: Path) -> None:
     async def main() -> None:
         async with world(base) as w:
