@@ -73,7 +73,9 @@ def test_an_end_says_why(
 def test_a_failed_launch_is_a_warning_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
     events.ended(ended(End(Reason.LAUNCH_FAILED, step="exec", errno=2)))
     text, level, fields = only(caplog)
-    assert text == "job 00000001 could not be launched: launch-failed(exec): No such file or directory"
+    assert (
+        text == "job 00000001 could not be launched: launch-failed(exec): No such file or directory"
+    )
     assert (level, fields["MESSAGE_ID"]) == (logging.WARNING, messages.JOB_LAUNCH_FAILED)
 
 
