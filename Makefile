@@ -20,7 +20,7 @@ SOURCES := joblet rnx tests tools
 
 export PYTHONPATH := $(CURDIR):$(CURDIR)/$(STUBS)
 
-.PHONY: help demo test check lint types unit machine test-machine bench stubs man wheel install clean
+.PHONY: help demo test check lint types unit machine test-machine bench deb stubs man wheel install clean
 
 help:
 	@echo 'make demo              run real jobs in a throw-away machine (JOB="command" for your own)'
@@ -31,6 +31,7 @@ help:
 	@echo 'make bench             measurements, with peers beside us'
 	@echo 'make man               the man pages, in build/man'
 	@echo 'make wheel             rnx for every system that has Python: dist/*.whl'
+	@echo 'make deb               the Debian packages, built in a clean root (SUITE=trixie)'
 	@echo 'make install DESTDIR=  what the Debian package holds'
 
 # -- using it ------------------------------------------------------------------------------------
@@ -60,6 +61,12 @@ test-machine: stubs
 bench: stubs
 	@tools/host-setup.sh test
 	@$(PYTHON) -m tests.bench
+
+# -- packaging it --------------------------------------------------------------------------------
+
+deb:
+	@tools/host-setup.sh demo
+	@$(PYTHON) -m tools.deb $(SUITE)
 
 stubs: $(STUBS)/joblet_pb/joblet_pb2.py
 

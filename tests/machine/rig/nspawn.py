@@ -61,6 +61,7 @@ class Nspawn(Machine):
     layers  directories put on top of the suite's root, the last one uppermost: build_layer()
     binds   host path -> path in the machine; binds_ro the same, read-only
     init    further words for systemd's command line ("systemd.unit=rescue.target")
+    recipe  what the root is made of
     """
 
     def __init__(
@@ -73,11 +74,12 @@ class Nspawn(Machine):
         init: Sequence[str] = (),
         cache: Cache | None = None,
         boot: bool = True,
+        recipe: roots.Recipe = roots.MACHINE,
     ) -> None:
         self.suite = roots.check_suite(suite)
         self.cache = cache or Cache()
         self._tools = {name: _tool(name) for name in ("nsenter", "systemd-nspawn")}
-        lowers = [roots.root(self.cache, suite), *layers]
+        lowers = [roots.root(self.cache, suite, recipe), *layers]
         self._units = itertools.count(1)
         self._spawned: list[HostProcess] = []
         self._closed = False

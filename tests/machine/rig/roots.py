@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""Root file systems of Debian 12 and 13, made by mmdebstrap: the lowest layer of every machine."""
+"""Root file systems of Debian 12 and 13, made by mmdebstrap: the lowest layer of every machine.
+
+Three of a suite: MACHINE has all that Joblet runs with and is tested with; MINIMAL boots, and has
+nothing that Joblet needs; BUILD is where the package is built and checked.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import apt
@@ -13,7 +20,7 @@ from .cache import Cache, key_of
 from .errors import RigError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
 SUITES = ("bookworm", "trixie")
 
@@ -29,11 +36,11 @@ RUNTIME = (
     " python3-systemd python3-yaml python3-click python3-seccomp python3-zstandard"
 )
 # what builds it and tests it, in the suite's own versions
-BUILD = (
+TESTING = (
     "make protobuf-compiler protobuf-compiler-grpc"
     " python3-pytest python3-pytest-timeout python3-hypothesis"
 )
-PACKAGES = f"{SYSTEM} {RUNTIME} {BUILD}".split()
+PACKAGES = f"{SYSTEM} {RUNTIME} {TESTING}".split()
 
 # Nothing that starts by itself, asks the network or competes with a test for the processor.
 MASKED = (
@@ -78,28 +85,66 @@ def vm_suites() -> tuple[str, ...]:
     return tuple(check_suite(s) for s in os.environ.get("JOBLET_VM_SUITES", SUITES[0]).split())
 
 
-def key(suite: str) -> str:
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a root is made of."""
+
+    name: str  # empty: what every machine has unless told otherwise
+    packages: Sequence[str]
+    variant: str = "minbase"
+    hooks: Sequence[str] = HOOKS
+    excluded: Sequence[str] = EXCLUDED
+
+
+CONTROL = Path(__file__).resolve().parents[3] / "packaging/debian/control"
+CHECKERS = ("lintian",)
+
+
+def build_depends(control: str) -> list[str]:
+    """The packages that debian/control wants for a build, tests included, without versions."""
+    (field,) = re.findall(r"^Build-Depends:(.*(?:\n .*)*)", control, re.MULTILINE)
+    words = [re.sub(r"[(<].*", "", word, flags=re.DOTALL).strip() for word in field.split(",")]
+    return [word.replace("debhelper-compat", "debhelper") for word in words if word]
+
+
+MACHINE = Recipe("", PACKAGES)
+MINIMAL = Recipe("minimal", SYSTEM.split())
+BUILD = Recipe(
+    "build",
+    [*build_depends(CONTROL.read_text()), *CHECKERS] if CONTROL.exists() else [],
+    variant="buildd",
+    hooks=(),
+    excluded=EXCLUDED[:1],
+)
+
+
+def key(suite: str, recipe: Recipe = MACHINE) -> str:
     """Changes whenever the root would: it goes into the key of everything built upon it."""
-    return key_of(check_suite(suite), PACKAGES, MASKED, EXCLUDED, HOOKS)
+    parts = [check_suite(suite), recipe.packages, MASKED, recipe.excluded, recipe.hooks]
+    if recipe.name:
+        parts += [recipe.name, recipe.variant]
+    return key_of(*parts)
 
 
-def root(cache: Cache, suite: str) -> Path:
+def root(cache: Cache, suite: str, recipe: Recipe = MACHINE) -> Path:
     """The directory with the suite's root, built on first use. Read-only for everyone."""
-    name = f"{check_suite(suite)}-{key(suite)}"
-    return cache.entry("root", name, f"root of {suite}", lambda aside: _bootstrap(suite, aside))
+    parts = [check_suite(suite), recipe.name, key(suite, recipe)]
+    name = "-".join(part for part in parts if part)
+    what = f"root of {suite}{recipe.name and ', '}{recipe.name}"
+    return cache.entry("root", name, what, lambda aside: _bootstrap(suite, recipe, aside))
 
 
-def _bootstrap(suite: str, target: Path) -> None:
+def _bootstrap(suite: str, recipe: Recipe, target: Path) -> None:
     tool = shutil.which("mmdebstrap")
     if tool is None:
         raise RigError(f"build the root of {suite}", "mmdebstrap is not installed")
-    argv = [tool, "--mode=root", "--variant=minbase", "--quiet"]
-    argv.append("--include=" + ",".join(PACKAGES))
+    argv = [tool, "--mode=root", f"--variant={recipe.variant}", "--quiet"]
+    argv.append("--include=" + ",".join(recipe.packages))
     argv.append('--aptopt=APT::Install-Recommends "false"')
     argv += [f"--aptopt={line.rstrip(';')}" for line in apt.options()]
     argv.append("--dpkgopt=force-unsafe-io")
-    argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED]
-    argv += [f"--customize-hook={hook}" for hook in HOOKS]
+    argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.excluded]
+    argv += [f"--customize-hook={hook}" for hook in recipe.hooks]
     argv += [suite, str(target), *apt.sources(suite)]
     try:
         done = subprocess.run(
