@@ -41,6 +41,8 @@ class Variant:
     """Binary packages alone, without the tests: the same .deb files, sooner."""
     version: str = ""
     """Another version than the tree's: what an upgrade goes to."""
+    edits: tuple[tuple[str, str, str], ...] = ()
+    """Changes to the source: file, text, what stands there instead."""
     again: int = 0
     """The same once more, and not from the cache."""
 
@@ -55,6 +57,8 @@ def build(suite: str, cache: Cache | None = None, variant: Variant = Variant()) 
         export(source, without=TESTS if variant.quick else "")
         if variant.version:
             _next_version(source, variant.version)
+        for file, old, new in variant.edits:
+            _edit(source / file, old, new)
         root = roots.root(cache, suite, roots.BUILD)
         key = key_of(roots.key(suite, roots.BUILD), dataclasses.astuple(variant), digest(source))
         what = f"{'quick ' if variant.quick else ''}package for {suite}"
@@ -118,8 +122,14 @@ def _next_version(source: Path, version: str) -> None:
     old = version_of(source)
     changelog.write_text(f"{entry.replace(old, version, 1)}\n{text}")
     for name in VERSIONS:
-        path = source / name
-        path.write_text(path.read_text().replace(f'"{old}"', f'"{version}"'))
+        _edit(source / name, f'"{old}"', f'"{version}"')
+
+
+def _edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    if old not in text:
+        raise RigError(f"edit {path.name}", f"it does not have {old!r}")
+    path.write_text(text.replace(old, new))
 
 
 def _build(root: Path, source: Path, variant: Variant, aside: Path) -> None:

@@ -102,9 +102,22 @@ CHECKERS = ("lintian",)
 
 def build_depends(control: str) -> list[str]:
     """The packages that debian/control wants for a build, tests included, without versions."""
-    (field,) = re.findall(r"^Build-Depends:(.*(?:\n .*)*)", control, re.MULTILINE)
-    words = [re.sub(r"[(<].*", "", word, flags=re.DOTALL).strip() for word in field.split(",")]
-    return [word.replace("debhelper-compat", "debhelper") for word in words if word]
+    (names,) = _relations(control, "Build-Depends")
+    return [name.replace("debhelper-compat", "debhelper") for name in names]
+
+
+def depends(control: str) -> list[str]:
+    """The archive's packages that the binary packages of debian/control depend on."""
+    own = set(re.findall(r"^Package: *(\S+)", control, re.MULTILINE))
+    names = {name for field in _relations(control, "Depends") for name in field}
+    return sorted(name for name in names - own if not name.startswith("$"))
+
+
+def _relations(control: str, field: str) -> list[list[str]]:
+    """The names in each field of this name, without versions, profiles and alternatives."""
+    texts = re.findall(rf"^{field}:(.*(?:\n .*)*)", control, re.MULTILINE)
+    split = [[re.sub(r"[(<|].*", "", w, flags=re.DOTALL).strip() for w in t.split(",")] for t in texts]
+    return [[name for name in names if name] for names in split]
 
 
 MACHINE = Recipe("", PACKAGES)

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: MIT
+"""The Debian packages as an administrator meets them: install, upgrade, downgrade, remove, purge.
+
+In machines that have nothing Joblet needs; apt takes that from a warm package cache, and there is no
+network.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.machine.client import FINAL, Rnx, wait_served
+from tests.machine.rig import Cache, Nspawn, Result, eventually, roots
+from tests.machine.rig.archive import archive
+from tools import deb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+WHERE = "/srv"
+APT_S = 240
+FIRST_MINUTE_S = 20
+JOBS = 20
+LINES = 600
+NEXT = "9.0.0"
+
+# The next version also changes the records' schema.
+NEXT_VARIANT = deb.Variant(
+    quick=True,
+    version=NEXT,
+    edits=(
+        (
+            "joblet/server/records_file.py",
+            "\n# How long a writer waits",
+            '\nMIGRATIONS += (("CREATE TABLE later (key TEXT PRIMARY KEY) STRICT",),)\n'
+            "\n# How long a writer waits",
+        ),
+    ),
+)
+
+# A person types no DEBIAN_FRONTEND and answers no question.
+APT = "env -u DEBIAN_FRONTEND apt-get --quiet --yes --no-install-recommends"
+
+# Everything on the disk: kind, mode, owner, link, and for plain files the content.
+SNAPSHOT = r"""
+find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run/systemd -o -path /tmp \
+    -o -path /srv \) -prune -o -printf '%y %m %u:%g %p %l\n' | sort -k4
+find /run -xdev -path /run/systemd -prune -o -printf '%y %m %u:%g %p %l\n' | grep -i joblet
+true
+"""
+
+# What may be there after a purge that was not before the installation, and why.
+STAYS = (
+    # what apt and dpkg know and did
+    r"/var/(lib|cache|log)/(apt|dpkg)(/.*)?",
+    r"/var/cache/debconf(/.*)?",
+    # the user and the groups: files elsewhere may be theirs (Debian's usual practice)
+    r"/etc/(passwd|group|g?shadow|subuid|subgid)-?",
+    r"/etc/\.pwd\.lock",
+    # made by the machine's own life, not by Joblet
+    r"/var/log/(journal|wtmp|btmp|lastlog)(/.*)?",
+    r"/var/lib/systemd/(timers|random-seed|catalog|deb-systemd-helper-enabled)(/.*)?",
+    r"/var/tmp(/.*)?",
+    r"/etc/ld\.so\.cache",
+    r"/var/cache/ldconfig(/.*)?",
+    r"/run/(log|dbus|utmp|user|lock|udev|credentials|host|systemd)?(/.*)?",
+)
+
+
+def packages(suite: str, cache: Cache, variant: deb.Variant = deb.Variant(quick=True)) -> list[Path]:
+    return deb.debs(deb.build(suite, cache, variant))
+
+
+def needed(suite: str, cache: Cache) -> Path:
+    """The layer with the archive's packages that ours depend on."""
+    return archive(cache, suite, roots.depends(roots.CONTROL.read_text()), roots.MINIMAL)
+
+
+@pytest.fixture
+def minimal(suite: str, cache: Cache) -> Iterator[Nspawn]:
+    """A machine without Python, with a warm package cache."""
+    binds = {path: f"{WHERE}/{path.name}" for path in packages(suite, cache)}
+    binds |= {
+        path: f"{WHERE}/next/{path.name}" for path in packages(suite, cache, NEXT_VARIANT)
+    }
+    with Nspawn(
+        suite, recipe=roots.MINIMAL, layers=[needed(suite, cache)], binds_ro=binds, cache=cache
+    ) as machine:
+        yield machine
+
+
+def install(machine: Nspawn, where: str = WHERE, *options: str) -> Result:
+    """`apt-get install ./joblet_*.deb ./rnx_*.deb`; nobody is there to answer anything."""
+    words = " ".join(options)
+    script = f"cd {where} && {APT} install {words} ./joblet_*.deb ./rnx_*.deb </dev/null"
+    return machine.run(script, timeout=APT_S).check()
+
+
+def installed_version(machine: Nspawn) -> str:
+    return machine.run("dpkg-query -W -f '${Version}' joblet").text
+
+
+def complaints(result: Result) -> list[str]:
+    """Lines of apt that are not plain progress."""
+    text = f"{result.text}\n{result.errors}"
+    return [
+        line
+        for line in text.splitlines()
+        # says that apt-utils is not there, which a small system has not
+        if re.search(r"warn|error|fail|cannot|question|\?|^W:|^E:", line, re.IGNORECASE)
+        and "apt-utils" not in line
+        # names of packages that are installed
+        and not re.match(r"(Get|Selecting|Preparing|Unpacking|Setting up|  )", line)
+    ]
+
+
+def test_from_install_to_the_first_jobs_output(minimal: Nspawn) -> None:
+    done = install(minimal)
+    first = minimal.run(["rnx", "job", "run", "--follow", "echo", "hello"])
+    assert (first.code, first.text) == (0, "hello")
+    assert re.fullmatch(r"rnx: job \S+", first.errors)
+    assert complaints(done) == []
+    assert "/etc/joblet/rnx-config.yml has an admin key" in done.text
+    # no bar, which a busy host would fail: -rP shows it
+    print(f"installed in {done.seconds:.1f} s, first output {first.seconds:.1f} s later")
+    stat = "stat -c '%U:%G %a' /etc/joblet/joblet-config.yml /etc/joblet/rnx-config.yml /etc/joblet/ca"
+    assert minimal.run(stat).text.splitlines() == [
+        "root:joblet 640", "root:rnx 640", "root:root 700",
+    ]  # fmt: skip
+    for unit in ("joblet.service", "joblet-init.service", "joblet-init.socket"):
+        assert minimal.run(["systemctl", "is-enabled", unit]).text == "enabled"
+
+    minimal.run("useradd -m -G rnx member && useradd -m stranger").check()
+    member = minimal.run(["rnx", "job", "run", "--follow", "echo", "hello"], user="member")
+    assert (member.code, member.text) == (0, "hello")
+    stranger = minimal.run(["rnx", "job", "run", "--follow", "echo", "hello"], user="stranger")
+    assert stranger.code != 0
+    assert stranger.text == ""
+    assert "permission denied" in stranger.errors
+    assert "group rnx" in stranger.errors
+    assert "Traceback" not in stranger.errors
+
+
+CONFIGURATION = "cd /etc/joblet && find . -type f -exec sha256sum {} + | sort -k2"
+
+
+def test_installing_again_touches_nothing_of_the_administrators(minimal: Nspawn) -> None:
+    install(minimal)
+    minimal.run("echo '# mine' >> /etc/joblet/joblet-config.yml").check()
+    before = minimal.run(CONFIGURATION).check().text
+    assert "joblet-config.yml" in before
+    install(minimal, WHERE, "--reinstall")
+    assert minimal.run(CONFIGURATION).text == before
+    # also when it was removed meanwhile, or a file is missing
+    minimal.run(f"{APT} remove joblet", timeout=APT_S).check()
+    install(minimal)
+    assert minimal.run(CONFIGURATION).text == before
+    minimal.run("rm /etc/joblet/rnx-config.yml").check()
+    install(minimal, WHERE, "--reinstall")
+    assert "rnx-config.yml" not in minimal.run(CONFIGURATION).text
+    wait_served(minimal)
+
+
+def test_upgrade_and_downgrade_with_running_jobs(minimal: Nspawn) -> None:
+    """Every line once, in order, and every exit code, whatever dpkg did meanwhile."""
+    install(minimal)
+    rnx = Rnx(minimal)
+    script = f"for i in $(seq {LINES}); do echo $i; sleep 0.05; done; exit $0"
+    jobs = {rnx.start("sh", "-c", script, str(code)): code for code in range(1, JOBS + 1)}
+    pids = unit_pids(minimal)
+    install(minimal, f"{WHERE}/next")
+    assert installed_version(minimal) == NEXT
+    wait_served(minimal)
+    assert NEXT in rnx("version").text
+    running = [job for job in jobs if rnx.status(job)["status"] == "RUNNING"]
+    assert running  # else nothing was proved: they must print longer
+    after = unit_pids(minimal)
+    assert all(after[unit] != pids[unit] for unit in ("joblet.service", "joblet-init.service"))
+    assert after["joblet-init.socket"] == pids["joblet-init.socket"]
+    expected = "".join(f"{n}\n" for n in range(1, LINES + 1)).encode()
+    for job, code in jobs.items():
+        assert rnx.ended(job, timeout=120)["exit_code"] == code
+        assert rnx.log(job) == expected
+
+    # back: the older server says why it does not start, and leaves the newer records alone
+    late = rnx.start("sh", "-c", "sleep 5; echo late; exit 7")
+    install(minimal, WHERE, "--allow-downgrades")
+    assert installed_version(minimal) == deb.version_of()
+    eventually(
+        lambda: "a newer Joblet wrote them" in minimal.journal("-u", "joblet.service"),
+        timeout=30,
+        what="the older server's refusal",
+    )
+    install(minimal, f"{WHERE}/next")
+    wait_served(minimal)
+    assert rnx.ended(late)["exit_code"] == 7
+    assert rnx.log(late) == b"late\n"
+    assert {job["id"] for job in rnx.json("list")} == {*jobs, late}
+
+
+def unit_pids(machine: Nspawn) -> dict[str, str]:
+    """Main process of the services, and when the socket was made."""
+    show = "systemctl show --value -p MainPID -p ActiveEnterTimestampMonotonic"
+    return {
+        unit: machine.run(f"{show} {unit}").check().text
+        for unit in ("joblet.service", "joblet-init.service", "joblet-init.socket")
+    }
+
+
+def test_remove_ends_jobs_and_purge_leaves_what_debian_lets_stay(minimal: Nspawn) -> None:
+    before = snapshot(minimal)
+    install(minimal)
+    rnx = Rnx(minimal)
+    rnx("run", "--follow", "true").check()
+    jobs = [rnx.start("sleep", "300") for _ in range(3)]
+    removed = minimal.run(f"{APT} remove joblet </dev/null", timeout=APT_S).check()
+    assert complaints(removed) == []
+    assert "joblet" not in minimal.run("ps -eo comm=").text
+    units = minimal.run("systemctl list-units --all --plain --no-legend 'joblet*'").text
+    assert units == ""
+
+    # the records say how they ended
+    install(minimal)
+    wait_served(minimal)
+    listed = {job["id"]: rnx.status(job["id"]) for job in rnx.json("list")}
+    told = {(listed[job]["status"], listed[job]["reason"]) for job in jobs}
+    assert told == {("STOPPED", "unit-stopped")}
+    assert {job["status"] for job in listed.values()} <= FINAL
+
+    purged = minimal.run(f"{APT} purge --autoremove joblet rnx </dev/null", timeout=APT_S).check()
+    assert complaints(purged) == []
+    left = sorted(snapshot(minimal) - before)
+    names = [line.split(" ")[3] for line in left]
+    odd = [name for name in names if not any(re.fullmatch(stays, name) for stays in STAYS)]
+    assert odd == []
+    gone = [shlex.quote(line) for line in sorted(before - snapshot(minimal))]
+    assert [line for line in gone if "joblet" in line] == []
+
+
+def snapshot(machine: Nspawn) -> set[str]:
+    return set(machine.run(SNAPSHOT, timeout=60).check().text.splitlines())
+
+
+def test_built_twice_it_is_the_same(suite: str, cache: Cache) -> None:
+    first = packages(suite, cache)
+    second = packages(suite, cache, deb.Variant(quick=True, again=1))
+    assert [path.name for path in first] == [path.name for path in second]
+    for one, other in zip(first, second, strict=True):
+        assert one != other
+        assert one.read_bytes() == other.read_bytes(), one.name
