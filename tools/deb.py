@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""`make deb`: builds the Debian packages of this working tree, as it is, in a clean root of a suite.
+"""`make deb`: the Debian packages of this working tree, as it is, built in a clean root of a suite.
 
-    python3 -m tools.deb SUITE [DIRECTORY]     source and binary packages; build/deb/SUITE by default
+    python3 -m tools.deb SUITE [DIRECTORY]    source and binary packages; build/deb/SUITE by default
 
-The source is what git would commit of the working tree: nothing that it ignores gets in. It is built
-from packaging/debian as debian/, by an unprivileged user, without network, in a throw-away copy of a
-root that has what debian/control asks for. What is in the cache is not built again: the packages
-are the same, bit by bit, from the same source.
+The source is what git would commit of the working tree: nothing that it ignores gets in. It is
+built with packaging/debian as debian/, by an unprivileged user, without network, in a throw-away
+copy of a root that has what debian/control asks for. What is in the cache is not built again: the
+packages are the same, bit by bit, from the same source.
 """
 
 from __future__ import annotations
@@ -43,13 +43,11 @@ class Variant:
     """Another version than the tree's: what an upgrade goes to."""
     edits: tuple[tuple[str, str, str], ...] = ()
     """Changes to the source: file, text, what stands there instead."""
-    again: int = 0
-    """The same once more, and not from the cache."""
 
 
-def build(suite: str, cache: Cache | None = None, variant: Variant = Variant()) -> Path:
+def build(suite: str, cache: Cache | None = None, variant: Variant | None = None) -> Path:
     """The directory with what was built. Raises RigError with the end of the build's output."""
-    cache = cache or Cache()
+    cache, variant = cache or Cache(), variant or Variant()
     cache.prune(KIND)
     with tempfile.TemporaryDirectory(prefix="joblet-deb-") as name:
         # A copy first: somebody may be editing, and what is hashed must be what is built.
@@ -77,9 +75,7 @@ def export(target: Path, *, without: str = "") -> None:
     # the tree may be another user's, as a checkout in a container is
     argv = ["git", "-c", f"safe.directory={TREE}", "ls-files", "-z"]
     argv += ["--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(
-        argv, cwd=TREE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False
-    )
+    listed = subprocess.run(argv, cwd=TREE, capture_output=True, check=False)
     if listed.returncode != 0:
         why = listed.stderr.decode(errors="replace").strip()
         raise RigError("copy the working tree", f"git does not list it: {why}")

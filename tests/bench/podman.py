@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""podman from the suite's own archive, as a layer for the machine that is measured.
-"""
+"""podman from the suite's own archive, as a layer for the machine that is measured."""
 
 from pathlib import Path
 

@@ -61,9 +61,24 @@ def run(
 
     Raises RigError when it is not done in time.
     """
-    environ = {"HOME": "/nonexistent", "LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin", **(env or {})}
+    environ = {
+        "HOME": "/nonexistent",
+        "LC_ALL": "C.UTF-8",
+        "PATH": "/usr/sbin:/usr/bin",
+        **(env or {}),
+    }
     with tempfile.TemporaryDirectory(prefix="joblet-chroot-") as scratch:
-        command = ["unshare", *NAMESPACES, "--propagation", "private", "--", "sh", "-c", ENTER, "sh"]
+        command = [
+            "unshare",
+            *NAMESPACES,
+            "--propagation",
+            "private",
+            "--",
+            "sh",
+            "-c",
+            ENTER,
+            "sh",
+        ]
         command += [scratch, str(root)]
         for source, target in binds.items():
             command += [str(source), target]

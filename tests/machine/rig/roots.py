@@ -116,7 +116,9 @@ def depends(control: str) -> list[str]:
 def _relations(control: str, field: str) -> list[list[str]]:
     """The names in each field of this name, without versions, profiles and alternatives."""
     texts = re.findall(rf"^{field}:(.*(?:\n .*)*)", control, re.MULTILINE)
-    split = [[re.sub(r"[(<|].*", "", w, flags=re.DOTALL).strip() for w in t.split(",")] for t in texts]
+    split = [
+        [re.sub(r"[(<|].*", "", w, flags=re.DOTALL).strip() for w in t.split(",")] for t in texts
+    ]
     return [[name for name in names if name] for names in split]
 
 
