@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from tests.machine import project
 
 from . import kernel, roots, snapshot
+from .archive import archive
 from .cache import Cache
 from .errors import RigError
 from .nspawn import Nspawn
@@ -37,7 +38,7 @@ KEEP_DAYS = 30
 def build(cache: Cache, suites: Sequence[str], *, vms: Sequence[str], layers: bool) -> None:
     """Makes what is missing, each thing as soon as what it needs is there."""
     begun = time.monotonic()
-    for kind in ("root", "kernel", "image", "snapshot"):
+    for kind in ("root", "archive", "kernel", "image", "snapshot"):
         cache.prune(kind, KEEP_DAYS)
 
     def after(first: Future[Path], then: Callable[[], object]) -> None:
@@ -56,6 +57,7 @@ def build(cache: Cache, suites: Sequence[str], *, vms: Sequence[str], layers: bo
         if layers:
             for suite, made in root.items():
                 work.append(pool.submit(after, made, _installing(cache, suite)))
+                work.append(pool.submit(_archive, cache, suite))
         done, _ = wait(work, return_when=FIRST_EXCEPTION)
         for future in done:
             future.result()
@@ -68,6 +70,11 @@ def _freezing(cache: Cache, suite: str) -> Callable[[], object]:
 
 def _installing(cache: Cache, suite: str) -> Callable[[], object]:
     return lambda: project.project_layer(suite, cache)
+
+
+def _archive(cache: Cache, suite: str) -> object:
+    """What the tests of the package install it on."""
+    return archive(cache, suite, roots.depends(roots.CONTROL.read_text()), roots.MINIMAL)
 
 
 def shell(cache: Cache, suite: str, command: Sequence[str], *, bare: bool) -> int:
