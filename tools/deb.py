@@ -137,7 +137,9 @@ def _build(root: Path, source: Path, variant: Variant, aside: Path) -> None:
     environ = {"DEB_BUILD_OPTIONS": " ".join(options)}
     if variant.quick:
         environ["DEB_BUILD_PROFILES"] = "nocheck"
-    argv = ["dpkg-buildpackage", "--unsigned-source", "--unsigned-changes", *kinds]
+    # the export is as clean as it gets
+    argv = ["dpkg-buildpackage", "--no-pre-clean", "--unsigned-source", "--unsigned-changes"]
+    argv += kinds
     done = run(
         root,
         argv,
