@@ -9,7 +9,8 @@ from setuptools.command.build_py import build_py
 from setuptools.command.egg_info import egg_info
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT / "tools"))
+# last: tools/wheel.py must not stand for the package that setuptools may need
+sys.path.append(str(ROOT / "tools"))
 
 import stubs  # noqa: E402  (lies beside us in the source package, and is not installed)
 

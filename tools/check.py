@@ -41,6 +41,7 @@ TEXTS = (
     ".7",
     ".8",
 )
+SHELL = (".sh", ".bash", ".postinst", ".prerm", ".postrm")
 
 Check = tuple[str, list[str]]
 
@@ -73,7 +74,10 @@ def lint() -> list[Check]:
             for system in ("darwin", "win32")
         ),
         ("dead code", [str(TOOLS / "vulture")]),
-        ("shell", ["shellcheck", *tracked(".sh", ".bash"), ".ci/run"]),
+        (
+            "shell",
+            ["shellcheck", *tracked(*SHELL), ".ci/run", "packaging/debian/tests/smoke"],
+        ),
         # CapInh, of /proc/PID/status; a bullet, in roff
         (
             "spelling",

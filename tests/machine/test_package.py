@@ -275,9 +275,6 @@ ALLOWED = (
     "package-supports-alternative-init-but-no-init.d-script",
     # Debian 13 has a newer one than Debian 12 knows
     "out-of-date-standards-version",
-    # until the manual pages are there
-    "no-manual-page",
-    "systemd-service-file-missing-documentation-key",
 )
 
 
