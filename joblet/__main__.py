@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from joblet import __version__
-from joblet.errors import Code, InvalidArgument, JobletError
+from joblet.errors import Code, InvalidArgument, JobletError, NewerRelease
 
 USAGE: Final = """\
 usage: joblet                 run the server (or init mode: JOBLET_MODE=init)
@@ -28,7 +28,7 @@ EXIT_CODES: Final[Mapping[Code, int]] = {
     Code.UNAVAILABLE: 69,
     Code.PERMISSION_DENIED: 77,
 }
-EX_CONFIG: Final = 78  # joblet.service is not restarted after this one: only an edit helps
+EX_CONFIG: Final = 78  # joblet.service is not restarted after this one: somebody must do something
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
 
         failure.tell(error.text, environ)
 
-        is_config = isinstance(error, ConfigurationError)
-        return EX_CONFIG if is_config else EXIT_CODES.get(error.code, 1)
+        stays = isinstance(error, ConfigurationError | NewerRelease)
+        return EX_CONFIG if stays else EXIT_CODES.get(error.code, 1)
     except KeyboardInterrupt:
         return 130
 

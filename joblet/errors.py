@@ -6,6 +6,7 @@
     ├── NotFound             no such job, node, …
     ├── AlreadyExists
     ├── FailedPrecondition   right request, wrong moment (stop of a finished job)
+    │   └── NewerRelease     what is there was written by a newer Joblet
     ├── PermissionDenied     known client, not allowed
     ├── Unauthenticated      unknown client
     ├── ResourceExhausted    a bound of ours or of the machine is reached
@@ -72,6 +73,10 @@ class AlreadyExists(JobletError):
 
 class FailedPrecondition(JobletError):
     code = Code.FAILED_PRECONDITION
+
+
+class NewerRelease(FailedPrecondition):
+    """What is there was written by a newer Joblet: nothing helps but that one."""
 
 
 class PermissionDenied(JobletError):

@@ -207,8 +207,8 @@ def joblet_exits() -> Lines:
         0: "done",
         1: "failed; `joblet cert show`: a certificate does not work",
         2: "`joblet cert`: the command line is wrong",
-        EX_CONFIG: "a configuration file cannot be used. `joblet.service` is not restarted after"
-        " this one: only an edit helps",
+        EX_CONFIG: "a configuration file cannot be used, or the records are of a newer release."
+        " `joblet.service` is not restarted after this one: somebody must do something",
         130: "interrupted",
     }
     for number, text in sorted(rows.items()):

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from joblet import __version__, config
 from joblet.config import Loaded, ServerConfig
-from joblet.errors import Internal
+from joblet.errors import Internal, JobletError
 from joblet.model import Limits
 from joblet.server import access, events
 from joblet.server.jobtask import Tools
@@ -82,11 +82,18 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
     boot_id = BOOT_ID.read_text().strip()
     there = _enforcement(settings).controllers()
     unenforced = [name for name, controller in CONTROLLERS.items() if controller not in there]
+    faults: list[JobletError] = []
+
+    def died(error: JobletError) -> None:
+        log.critical("%s", error.text)
+        faults.append(error)
+        stop.set()
+
     async with contextlib.AsyncExitStack() as stack:
         records = await Records.open(Path(settings.paths.state_dir) / "joblet.db")
         records.boot(boot_id)
         stack.push_async_callback(_bounded, "close the records", records.close)
-        logs = LogStore(settings.paths.logs_dir, clock_us=_clock_us, boot_id=boot_id)
+        logs = LogStore(settings.paths.logs_dir, clock_us=_clock_us, boot_id=boot_id, on_death=died)
         await logs.start()
         stack.push_async_callback(_bounded, "close the log store", logs.stop)
         launcher = Launcher(settings.paths.init_socket)
@@ -130,6 +137,8 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
         left = f"{count(running, 'job')} left running" if running else "no job is running"
         notifier.stopping(f"stopping; {left}")
         log.info("stopping; %s", left)
+    if faults:  # systemd starts a server that reads again; the jobs have kept their pipes
+        raise faults[0]
     return 0
 
 

@@ -25,6 +25,7 @@ from joblet.errors import (
     FailedPrecondition,
     Internal,
     JobletError,
+    NewerRelease,
     ResourceExhausted,
     Unavailable,
 )
@@ -227,7 +228,7 @@ def _check(path: Path, db: sqlite3.Connection) -> None:
             f" {len(MIGRATIONS)})"
         )
         hint = "install that version again, or put a backup of before the upgrade in their place"
-        raise FailedPrecondition(what, why, hint=hint)
+        raise NewerRelease(what, why, hint=hint)
     [verdict] = db.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise Internal(what, f"the database is damaged ({verdict})", hint=RESTORE)

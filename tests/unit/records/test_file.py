@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from joblet.errors import FailedPrecondition, Internal, JobletError
+from joblet.errors import FailedPrecondition, Internal, JobletError, NewerRelease
 from joblet.server import records_file
 from joblet.server.records import Records
 from tests.unit.records.jobs import numbered
@@ -234,7 +234,7 @@ def test_a_newer_servers_database(path: Path) -> None:
     before = path.read_bytes()
     error = refusal(path)
     assert path.read_bytes() == before
-    assert isinstance(error, FailedPrecondition)
+    assert isinstance(error, NewerRelease)
     assert error.why == "they were written by a newer Joblet (schema 7, this one knows 1)"
     assert "install that version again" in error.hint
 

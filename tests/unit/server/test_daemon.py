@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-from joblet import config
+from joblet import __main__, config
 from joblet.config import ConfigurationError, ServerConfig
 from joblet.config.server import Cgroup, Joblet
-from joblet.errors import Internal, Unavailable
+from joblet.errors import Internal, NewerRelease, Unavailable
 from joblet.model import Limits
 from joblet.server import access, daemon
 from joblet.server.launcher import Launcher
@@ -163,3 +163,14 @@ def test_a_server_whose_task_ended_says_so(tmp_path: Path, monkeypatch: pytest.M
     file.write_text("server:\n  nodeId: test\n")
     with pytest.raises(Internal, match="a task of the server ended"):
         daemon.main({"JOBLET_CONFIG_PATH": str(file)})
+
+
+def test_records_of_a_newer_release_are_no_reason_to_start_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(environ: object) -> int:
+        raise NewerRelease("open the records", "they are newer", hint="install it again")
+
+    monkeypatch.setattr(daemon, "main", start)
+    assert __main__.main([], {"JOBLET_MODE": "server"}) == 78
+    assert "cannot open the records: they are newer; install it again" in capsys.readouterr().err
