@@ -41,7 +41,7 @@ FLAGS: Final = (
     Flag("--env", "Set a variable for the command.", "NAME=VALUE", "-e", many=True),
     Flag(
         "--secret-env",
-        "The same, and status never shows its value.",
+        "The same, never shown again: *** in its status, masked in its output.",
         "NAME=VALUE",
         "-s",
         many=True,
