@@ -9,7 +9,9 @@ between. ID is the latest job. `# exits with N` at a command's end is its exit c
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +20,14 @@ import pytest
 from tests.machine.client import Rnx, wait_served
 
 if TYPE_CHECKING:
-    from tests.machine.rig import Nspawn
+    from tests.machine.rig import Cache, Nspawn
 
 TREE = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/tutorial.md")
 # It makes the reader a member of the group, which holds at the next login.
 JOIN = "usermod -a -G rnx alice"
 READER = "alice"
+DEMO_S = 240  # of which most is a package built first, when the tree has changed
 EXIT = re.compile(r"\s+# exits with (\d+)$")
 
 
@@ -85,3 +88,31 @@ def test_each_command_of_a_page(fresh_machine: Nspawn, page: str) -> None:
         assert follows(each.shown, lines), f"{where}\nnot printed: {each.shown}"
         if each.root:  # it may have restarted the server; a person does not type that fast
             wait_served(fresh_machine)
+
+
+def test_the_demo(cache: Cache) -> None:
+    """The README's first command, and the reader's own command line with its exit code."""
+    environ = {**os.environ, "JOBLET_CACHE": str(cache.root)}
+
+    def demo(*words: str) -> tuple[int, str]:
+        done = subprocess.run(
+            words,
+            cwd=TREE,
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=DEMO_S,
+            check=False,
+        )
+        return done.returncode, done.stdout.decode()
+
+    code, text = demo("make", "demo")
+    assert code == 0, text
+    assert "hello from job-" in text, text
+    assert "Status: RUNNING" in text, text
+    code, text = demo("tools/demo.sh", "echo $((6 * 7)); exit 3")
+    assert code == 3, text
+    assert "42" in text, text
+    code, text = demo("make", "demo", "JOB=echo $$((6 * 7)); exit 3")
+    assert code == 2, text  # make's own, for any failure
+    assert "42" in text, text
