@@ -298,7 +298,7 @@ def test_mistakes_are_explained(rnx: HostRnx, config: Path) -> None:
         ("run", b"\xff"): r"'\xff' is not UTF-8 text",
         ("run", "--max-cpu=much", "true"): "Try `rnx run --help`.",
         ("job", "run"): "Try `rnx job run --help`.",
-        ("frobnicate",): "No such command 'frobnicate'",
+        ("frobnicate",): "cannot use rnx frobnicate: there is no such command",
         ("job", "delete", NOBODY): "not served yet",
         ("--node=nowhere", "list"): "it has default, viewer",
         ("--config=", "list"): "it names no file",
@@ -365,8 +365,8 @@ def test_the_high_level_calls_of_the_sdk(sdk: Sdk) -> None:
     assert started["args"][0] == "-c"
     assert started["start_time"].startswith("20")
 
-    assert b"".join(sdk.jobs.get_job_logs(job)) == b"hi told\nerr\n"
-    assert b"".join(sdk.jobs.get_job_logs(job[:12])) == b"hi told\nerr\n"
+    assert b"".join(sdk.jobs.get_job_logs(job)) == b"hi ****\nerr\n"
+    assert b"".join(sdk.jobs.get_job_logs(job[:12])) == b"hi ****\nerr\n"
     status = sdk.jobs.get_job_status(job)
     seen = {key: status[key] for key in ("uuid", "name", "status", "exit_code", "work_dir")}
     assert seen == {
