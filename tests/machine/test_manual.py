@@ -33,7 +33,7 @@ def rnx(machine: Nspawn) -> Rnx:
 def test_pages_are_installed_in_their_sections(machine: Nspawn) -> None:
     names = sorted(page.name for page in PAGES.iterdir())
     found = machine.run("cd /usr/share/man && ls man*/rnx* man*/joblet*").check().text.split()
-    assert sorted(found) == sorted(f"man{name[-1]}/{name}" for name in names)
+    assert sorted(found) == sorted(f"man{name[-1]}/{name}.gz" for name in names)
 
 
 def test_bash_completes_jobs_of_the_server(rnx: Rnx, machine: Nspawn) -> None:

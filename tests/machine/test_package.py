@@ -204,7 +204,7 @@ def test_upgrade_and_downgrade_with_running_jobs(minimal: Nspawn) -> None:
     install(minimal, WHERE, "--allow-downgrades")
     assert installed_version(minimal) == deb.version_of()
     eventually(
-        lambda: "a newer Joblet wrote them" in minimal.journal("-u", "joblet.service"),
+        lambda: "written by a newer Joblet" in minimal.journal("-u", "joblet.service"),
         timeout=30,
         what="the older server's refusal",
     )

@@ -304,7 +304,8 @@ def test_vm_limits_are_real(bare_vm: Vm) -> None:
     assert {"cpuset", "cpu", "io", "memory", "pids"} <= set(controllers)
     scope = "systemd-run --scope --quiet --collect --unit=hog -p MemoryMax=64M -p MemorySwapMax=0"
     done = bare_vm.run([*scope.split(), "python3", "-c", HOG], timeout=120)
-    assert done.code == 128 + signal.SIGKILL
+    # the kernel counts the kill before it sends it, and systemd can be quicker with its SIGTERM
+    assert done.code in (128 + signal.SIGKILL, 128 + signal.SIGTERM)
     assert "Memory cgroup out of memory" in bare_vm.journal("-k")
     busy = "systemd-run --scope --quiet --collect -p TasksMax=5 /bin/sh -c"
     many = "for i in 1 2 3 4 5 6 7 8; do sleep 100 & done; wait"

@@ -291,7 +291,7 @@ def test_a_bus_that_is_away_is_told_and_tried_again(fresh_machine: Nspawn) -> No
     machine.run(["systemctl", "daemon-reload"]).check()
     machine.run(["systemctl", "restart", "--no-block", "joblet.service"]).check()
     shown = failed_start(machine, "joblet.service", "cannot reach the bus at ")
-    assert "systemctl status dbus.socket" in shown
+    assert "see `systemctl status dbus.service dbus.socket`" in shown
     machine.run(f"rm {drop_in}; systemctl daemon-reload").check()
     wait_served(machine)
     assert Rnx(machine)("run", "--follow", "true").code == 0
@@ -309,7 +309,7 @@ def test_an_init_mode_that_is_away_is_told_once(fresh_machine: Nspawn) -> None:
     eventually(lambda: entries(machine, *match), what="the warning")
     refused = Rnx(machine)("run", "true")
     assert refused.code == 1
-    assert "/run/joblet-init.sock: No such file or directory; see `systemctl" in refused.errors
+    assert "(/run/joblet-init.sock: No such file or directory); see `systemctl" in refused.errors
     machine.run(["systemctl", "start", *halves]).check()
     told = "--grep=^init mode is there again"
     eventually(lambda: entries(machine, "-u", "joblet.service", told), what="the all-clear")
