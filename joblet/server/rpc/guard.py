@@ -7,6 +7,7 @@ pool,
 and its interceptors do not see the client's certificate.
 """
 
+import asyncio
 import dataclasses
 import logging
 import urllib.parse
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 # operations that change something: they, and refusals of them, are audited
 CHANGES: Final = frozenset({"run_job", "stop_job"})
 MAX_ID: Final = 36
+# the result in the audit of a call that was cut short
+NO_ANSWER: Final = "not answered: the client hung up, or the server was stopped"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -130,6 +133,13 @@ def _guard_unary(path: str, handler: Unary) -> Any:
                 response = await handler(request, caller)
             except JobletError as error:
                 _audit(operation, caller, path, request, None, str(error))
+                raise
+            except asyncio.CancelledError:
+                # it may have been done all the same: nobody changes anything unseen by hanging up
+                _audit(operation, caller, path, request, None, NO_ANSWER)
+                raise
+            except Exception:
+                _audit(operation, caller, path, request, None, str(_bug(path)))
                 raise
             _audit(operation, caller, path, request, response, "ok")
             return response

@@ -34,7 +34,7 @@ from tests.unit.server.grpc_support import (
     stream,
     unary,
 )
-from tests.unit.server.support import run
+from tests.unit.server.support import run, until
 
 S = grpc.StatusCode
 RUN, STOP, STATUS, LOGS, LIST = (
@@ -366,6 +366,36 @@ def test_refused_changes_are_audited_and_not_by_the_megabyte(
         assert fields["JOBLET_RESULT"].startswith("cannot find the job: job not found: xxx")
         assert len(fields["JOBLET_RESULT"]) <= audit.MAX_RESULT
         assert fields["job"] == "x" * 36
+
+    run(main)
+
+
+def test_a_change_is_audited_whoever_hangs_up_and_whatever_breaks(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Or a job could be started, or stopped, unseen: by a client with a deadline of nothing."""
+
+    async def main() -> None:
+        records = Audit(caplog)
+        there = asyncio.Event()
+
+        async def slow(request: Any, caller: Caller) -> Any:
+            there.set()
+            await asyncio.Event().wait()
+
+        async def broken(request: Any, caller: Caller) -> Any:
+            raise ZeroDivisionError("a bug")
+
+        async with serving({STOP: slow, RUN: broken}, {}) as target, channel(target) as client:
+            calling = unary(client, STOP, pb.StopJobRequest(uuid="the-job"))
+            await there.wait()
+            calling.cancel()
+            await until(lambda: records.fields)
+            await failure(client, RUN)
+        first, second = records.fields
+        said = [first[f"JOBLET_{name}"] for name in ("WHO", "WHAT", "RESULT")]
+        assert (said, first["job"]) == (["client", "StopJob", guard.NO_ANSWER], "the-job")
+        assert second["JOBLET_RESULT"] == "cannot serve RunJob: a fault of the server"
 
     run(main)
 
