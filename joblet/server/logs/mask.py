@@ -27,9 +27,9 @@ class Mask:
         window = before + data + after
         shown: bytearray | None = None
         for value in self._values:
-            for at in _occurrences(window, value):
-                begin = max(0, at - len(before))
-                end = min(len(data), at + len(value) - len(before))
+            for first, behind in _covering(window, value):
+                begin = max(0, first - len(before))
+                end = min(len(data), behind - len(before))
                 if begin < end:
                     shown = bytearray(data) if shown is None else shown
                     shown[begin:end] = stars(end - begin)
@@ -51,12 +51,36 @@ def stars(count: int) -> bytes:
     return b"*" * count
 
 
-def _occurrences(window: bytes, value: bytes) -> Iterator[int]:
-    """Where it begins; occurrences may overlap."""
-    at = window.find(value)
-    while at >= 0:
-        yield at
-        at = window.find(value, at + 1)
+def _covering(window: bytes, value: bytes) -> Iterator[tuple[int, int]]:
+    """(begin, end) of each stretch that occurrences make up, one overlapping or touching the next.
+
+    What repeats itself is one step: a job that prints zeros and has a secret of zeros would cost
+    a step for every byte.
+    """
+    size = len(value)
+    begin = window.find(value)
+    while begin >= 0:
+        last = begin
+        while (further := window.find(value, last + 1, last + 2 * size)) >= 0:
+            period = further - last
+            same = _repeated(window, further, period)
+            last = further + (same - size) // period * period
+        yield begin, last + size
+        begin = window.find(value, last + size)
+
+
+def _repeated(window: bytes, at: int, period: int) -> int:
+    """How many bytes from `at` on are as those `period` before them."""
+    count, step, growing = 0, 64, True
+    while step:
+        here = window[at + count : at + count + step]
+        if len(here) == step and window.startswith(here, at + count - period):
+            count += step
+            step *= 1 + growing
+        else:
+            growing = False
+            step //= 2
+    return count
 
 
 def _begun(tail: bytes, value: bytes) -> int:

@@ -150,6 +150,26 @@ def test_long_secrets_and_many_of_them(tmp_path: Path) -> None:
         assert stream_of(read_all(core, max_bytes=999), OUT) == covered
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(st.text("ab", min_size=1, max_size=5), st.integers(1, 60)), max_size=6),
+    SECRETS,
+)
+def test_what_repeats_itself(parts: list[tuple[str, int]], secrets: list[str]) -> None:
+    text = "".join(part * times for part, times in parts).encode()
+    made = mask.of(secrets)
+    assert made is not None
+    assert made.covered(b"", text, b"") == expected(text, secrets)
+
+
+def test_zeros_do_not_cost_a_step_each() -> None:
+    """A secret of zeros and a job that prints nothing else: minutes, once."""
+    for secret in ("0000", "0" * 32_000, "01" * 16_000):
+        made = mask.of([secret])
+        assert made is not None
+        assert made.covered(b"0", secret[:2].encode() * 400_000, b"") == b"*" * 800_000
+
+
 def test_without_secrets_nothing_is_looked_at() -> None:
     assert mask.of([]) is None
     assert mask.of(["", "abc"]) is None
