@@ -141,8 +141,8 @@ class JobTask:
             self._launch_error = Internal(f"launch job {self.job.id}", "a fault of the server")
         self._copying = self._deadline = None  # they ended with the helpers
         if self.job.final:  # there was nothing left to do but that
+            self._hear_of_the_end()
             await self._clean_up()
-            self.ended.set()
             return
         self._ending = False
         await self.run_taken_back()
@@ -596,8 +596,14 @@ class JobTask:
         )
         await asyncio.gather(self._insist(job_log.sync), self._insist(self._tools.records.put, job))
         self.job = job
+        self._hear_of_the_end()
         events.ended(job)
-        self._settle(self._launch_error if end.reason is Reason.LAUNCH_FAILED else None)
+
+    def _hear_of_the_end(self) -> None:
+        """Whoever waits for the final record, which is safe."""
+        end = self.job.end
+        failed = end is not None and end.reason is Reason.LAUNCH_FAILED
+        self._settle(self._launch_error if failed else None)
         self.ended.set()
         self.heard.set()
 

@@ -21,7 +21,7 @@ from joblet.errors import (
 )
 from joblet.launch.protocol import ExitRecord
 from joblet.model import Job, JobSpec, JobState, Limits, Reason, unit_name
-from joblet.server import admission
+from joblet.server import admission, events
 from joblet.server import supervisor as supervising
 from joblet.server.jobtask import JobTask
 from joblet.server.limits import Enforcement
@@ -317,6 +317,23 @@ def test_a_bug_behind_the_final_record(base: Path, patch: pytest.MonkeyPatch) ->
             await until(lambda: not made._tasks)
             assert (await made.get(first.id)).state is JobState.COMPLETED
             assert list(made._uids) == [first.id]
+            await made.close()
+
+    run(main)
+
+
+def test_a_bug_right_behind_the_final_record(base: Path, patch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for the start or the end hears of it: there is nobody left who would say it."""
+
+    async def main() -> None:
+        async with world(base) as w:
+            w.init.started = lambda pid1: pid1.end(ended_by="launch", step="exec", errno=13)
+            made = supervisor(w)
+            patch.setattr(events, "ended", lambda ended: 1 // 0)
+            first = await asyncio.wait_for(made.run(TRUE, by="alice"), 20)
+            assert first.state is JobState.FAILED
+            await made.wait_ended(first.id)
+            await over(made, w)
             await made.close()
 
     run(main)
