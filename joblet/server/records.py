@@ -38,6 +38,7 @@ CLOSE_SECONDS: Final = 4.0
 
 # A full UUID; anything shorter may be a prefix.
 ID_LENGTH: Final = 36
+KEPT_BODY: Final = 4096  # characters of a job's text, beyond which it is not kept decoded
 MATCHES: Final = 5  # ids that are shown to who gave a prefix of several
 
 # Puts of one run of the server, at most; its number stands above them in a revision.
@@ -311,10 +312,19 @@ def _open(path: Path) -> tuple[file.Lock, sqlite3.Connection, sqlite3.Connection
         raise
 
 
-# The same text is the same job, frozen; a server reads its last jobs again and again. Each takes
-# about 3 KB, so 10 MB at most.
-@functools.lru_cache(maxsize=3000)
 def _job(number: int, body: str) -> Job:
+    return _kept(number, body) if len(body) <= KEPT_BODY else _decoded(number, body)
+
+
+# The same text is the same job, frozen; a server reads its last jobs again and again. Each takes
+# about 3 KB, so 10 MB, and no more than some 50 if all are as large as KEPT_BODY. One with an
+# environment of 700 KB is decoded each time.
+@functools.lru_cache(maxsize=3000)
+def _kept(number: int, body: str) -> Job:
+    return _decoded(number, body)
+
+
+def _decoded(number: int, body: str) -> Job:
     try:
         return codec.decode(number, body)
     except ValueError as error:

@@ -177,6 +177,20 @@ def test_lists_longer_than_a_page(path: Path, monkeypatch: pytest.MonkeyPatch) -
     run(path, test)
 
 
+def test_only_small_jobs_are_kept_decoded(path: Path) -> None:
+    """Or a few thousand with a large environment would be gigabytes, for ever."""
+
+    async def test(records: Records) -> None:
+        small, large = numbered(1), numbered(2, usage={"x" * module.KEPT_BODY: 1})
+        await asyncio.gather(records.put(small), records.put(large))
+        first, second = await records.list(), await records.list()
+        assert first == second == [small, large]
+        assert first[0] is second[0]
+        assert first[1] is not second[1]
+
+    run(path, test)
+
+
 def test_pages_survive_the_deletion_of_what_they_end_with(path: Path) -> None:
     some = [numbered(n) for n in range(6)]
 
