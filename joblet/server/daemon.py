@@ -37,6 +37,7 @@ from joblet.server.records import Records
 from joblet.server.rpc import listener, runtimes
 from joblet.server.rpc.jobs import JobService
 from joblet.server.supervisor import Settings, Supervisor
+from joblet.server.troubles import Troubles
 from joblet.server.units import JobUnits
 from joblet.systemd import messages, notify
 from joblet.systemd.bus import Bus
@@ -93,7 +94,13 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
         records = await Records.open(Path(settings.paths.state_dir) / "joblet.db")
         records.boot(boot_id)
         stack.push_async_callback(_bounded, "close the records", records.close)
-        logs = LogStore(settings.paths.logs_dir, clock_us=_clock_us, boot_id=boot_id, on_death=died)
+        logs = LogStore(
+            settings.paths.logs_dir,
+            clock_us=_clock_us,
+            boot_id=boot_id,
+            on_trouble=Troubles(loop.time).tell,
+            on_death=died,
+        )
         await logs.start()
         stack.push_async_callback(_bounded, "close the log store", logs.stop)
         launcher = Launcher(settings.paths.init_socket)

@@ -52,7 +52,7 @@ SERVER = (
     ("rpc",),
     ("supervisor",),
     ("jobtask", "recovery"),
-    ("journal", "events", "results"),
+    ("journal", "events", "results", "troubles"),
     ("patience",),
     ("launcher", "ctl", "units", "load"),
     ("records", "logs", "access", "limits", "admission", "ending", "audit"),
