@@ -6,14 +6,18 @@ The log store is the truth. Lines beyond the rate are left out and counted, and 
 copy reads the log like any follower and can neither delay the job nor its launch.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Final
 
+from joblet.errors import Unavailable
 from joblet.launch import protocol
 from joblet.model import Job
 from joblet.server.launcher import Launcher
 from joblet.server.logs import Chunk, JobLog
+
+log = logging.getLogger(__name__)
 
 BATCH_BYTES: Final = 49_152  # of one message to init mode
 MAX_LINE: Final = BATCH_BYTES - 1  # a longer line is cut, as journald itself cuts at 48 KiB
@@ -70,12 +74,15 @@ class Copier:
         self._launcher = launcher
         self._clock = clock
 
-    async def copy(self, job: Job, log: JobLog, from_offset: int) -> None:
-        """From an offset to the log's end. Raises JobletError when the log or the link does."""
+    async def copy(self, job: Job, job_log: JobLog, from_offset: int) -> None:
+        """From an offset to the log's end. Raises JobletError when the log does.
+
+        While init mode is away, which restarts when it likes, lines are left out.
+        """
         budget = Budget(RATE, BURST, self._clock)
         splitters = {number: LineSplitter() for number in range(1, len(protocol.STREAMS) + 1)}
         left_out = 0
-        async for item in log.follow(from_offset, max_bytes=BATCH_BYTES // 2):
+        async for item in job_log.follow(from_offset, max_bytes=BATCH_BYTES // 2):
             if not isinstance(item, Chunk):
                 continue
             lines = splitters[item.stream].feed(item.data)
@@ -96,7 +103,7 @@ class Copier:
         if not left_out:
             return 0
         note = f"joblet: {left_out} lines left out here; see `rnx job log {job.id[:8]}`\n"
-        lost = await self._launcher.journal(job.id, stream, note.encode(), missing=left_out)
+        lost = await self._hand_over(job, stream, note.encode(), missing=left_out)
         return left_out if lost else 0
 
     async def _send(self, job: Job, stream: int, lines: bytes) -> int:
@@ -105,6 +112,14 @@ class Copier:
             part = lines[:BATCH_BYTES]
             if len(lines) > BATCH_BYTES:
                 part = part[: part.rfind(b"\n") + 1] or part
-            left_out += await self._launcher.journal(job.id, stream, part)
+            left_out += await self._hand_over(job, stream, part)
             lines = lines[len(part) :]
         return left_out
+
+    async def _hand_over(self, job: Job, stream: int, lines: bytes, *, missing: int = 0) -> int:
+        """How many lines were left out."""
+        try:
+            return await self._launcher.journal(job.id, stream, lines, missing=missing)
+        except Unavailable as error:
+            log.debug("%s", error, extra={"job": job.id})
+            return lines.count(b"\n")

@@ -254,7 +254,16 @@ def test_a_real_log_and_a_link_that_breaks(tmp_path: Path) -> None:
             copier = Copier(cast(Launcher, w.init))
             await copier.copy(job(), log, 7)
             assert b"".join(data for _, _, data in w.init.copied) == b"seen\nthe last\n"
+            # init mode restarts when it likes, and must not end the copy of a job that runs on
+            w.init.copied.clear()
+            w.init.errors["journal"] = [Unavailable("ask init mode", "it is away")] * 2
+            await copier.copy(job(), log, 0)
+            assert b"".join(data for _, _, data in w.init.copied) == note(3)
+            w.init.copied.clear()
             w.init.errors["journal"] = [Unavailable("ask init mode", "it is away")]
+            await copier.copy(job(), log, 0)
+            assert b"".join(data for _, _, data in w.init.copied) == b"the last\n" + note(2)
+            await w.logs.remove(job_id(1))
             with pytest.raises(JobletError):
                 await copier.copy(job(), log, 0)
 
