@@ -37,9 +37,11 @@ def sentence(step: str, number: int, subject: str = "", why: str = "") -> str:
     done = DONE_BY.get(step)
     parts = [f"cannot {done}" if done else f"cannot prepare the job: {step}"]
     if subject:
-        parts.append("".join(c if c.isprintable() else "?" for c in subject[:MAX_SUBJECT]))
+        parts.append(subject[:MAX_SUBJECT])
     parts.append(why or (os.strerror(number) if number else "an unknown fault"))
-    text = ": ".join(parts).encode(errors="replace")
+    # a path, and a script's first line, are whatever somebody called them
+    plain = "".join(c if c.isprintable() else "?" for c in ": ".join(parts))
+    text = plain.encode(errors="replace")
     return text[:MAX_TEXT].decode(errors="ignore")
 
 

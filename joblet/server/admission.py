@@ -196,19 +196,19 @@ def shown(job: Job) -> tuple[str, str]:
     """A job's name ("" for none) and what it runs, for people: short, each on one line, without its
     secrets and without what a terminal obeys."""
     spec = job.spec
-    # longer ones first: one may be a part of another
-    secrets = sorted(filter(None, spec.secret_environment.values()), key=len, reverse=True)
-
-    def masked(text: str) -> str:
-        for secret in secrets:
-            text = text.replace(secret, "***")
-        return text
-
-    command = os.path.basename(masked(spec.command))  # noqa: PTH119
-    words = masked(" ".join([command, *spec.args])).split()
+    command = os.path.basename(masked(spec, spec.command))  # noqa: PTH119
+    words = masked(spec, " ".join([command, *spec.args])).split()
     # again: without its spaces and what is no letter, a text may have become a secret
-    text = masked("".join(c if c.isprintable() else "?" for c in " ".join(words)))
-    return f"{masked(spec.name):.{MAX_SHOWN_NAME}}", f"{text:.{MAX_SHOWN_COMMAND}}"
+    text = masked(spec, "".join(c if c.isprintable() else "?" for c in " ".join(words)))
+    return f"{masked(spec, spec.name):.{MAX_SHOWN_NAME}}", f"{text:.{MAX_SHOWN_COMMAND}}"
+
+
+def masked(spec: JobSpec, text: str) -> str:
+    """A text without the job's secrets."""
+    # longer ones first: one may be a part of another
+    for secret in sorted(filter(None, spec.secret_environment.values()), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
 
 
 def plan(job: Job, path: str, properties: Mapping[str, object], *, grace_us: int) -> Plan:

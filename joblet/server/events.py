@@ -6,11 +6,12 @@ The fields are those of joblet/systemd/journal.py; the catalog (units/joblet.cat
 message to `journalctl -x`.
 """
 
+import dataclasses
 import logging
 from collections.abc import Collection
 
 from joblet.model import Job, Reason
-from joblet.server.admission import shown
+from joblet.server.admission import masked, shown
 from joblet.systemd import messages
 from joblet.systemd.statusline import count
 
@@ -28,8 +29,10 @@ def ended(job: Job) -> None:
     end = job.end
     if end is None:
         return
+    # what could not be started is named there
+    how = dataclasses.replace(end, detail=masked(job.spec, end.detail))
     if end.reason is Reason.LAUNCH_FAILED:
-        text = f"job {job.id[:8]} could not be launched: {end}"
+        text = f"job {job.id[:8]} could not be launched: {how}"
         _say(logging.WARNING, text, messages.JOB_LAUNCH_FAILED, job, JOBLET_REASON=str(end.reason))
         return
     fields = {"JOBLET_REASON": str(end.reason), "JOBLET_STATE": str(job.state)}
@@ -38,7 +41,7 @@ def ended(job: Job) -> None:
     elif end.signal:
         fields["JOBLET_SIGNAL"] = str(end.signal)
     level = logging.WARNING if end.reason is Reason.LOST else logging.INFO
-    _say(level, f"job {job.id[:8]} ended: {end}", messages.JOB_ENDED, job, **fields)
+    _say(level, f"job {job.id[:8]} ended: {how}", messages.JOB_ENDED, job, **fields)
 
 
 def not_answering(job: Job) -> None:

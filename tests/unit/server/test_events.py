@@ -79,6 +79,18 @@ def test_a_failed_launch_is_a_warning_of_its_own(caplog: pytest.LogCaptureFixtur
     assert (level, fields["MESSAGE_ID"]) == (logging.WARNING, messages.JOB_LAUNCH_FAILED)
 
 
+def test_what_could_not_be_started_is_named_without_secrets(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    spec = JobSpec("/work/hunter2", secret_environment={"T": "hunter2", "N": "e"})
+    detail = "cannot start the command: /work/hunter2: Permission denied"
+    end = End(Reason.LAUNCH_FAILED, step="exec", errno=13, detail=detail)
+    events.ended(dataclasses.replace(ended(end), spec=spec))
+    text, _, _ = only(caplog)
+    assert "hunter2" not in text
+    assert text.startswith("job 00000001 could not be launched: launch-failed(exec): ")
+
+
 def test_a_job_that_has_not_ended_is_not_said_to(caplog: pytest.LogCaptureFixture) -> None:
     events.ended(dataclasses.replace(job(1), state=JobState.RUNNING, end=None))
     assert caplog.records == []
