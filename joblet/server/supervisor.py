@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from joblet import link
@@ -148,10 +148,14 @@ class Supervisor:
         task = self._tasks.get(found.id)
         return task.job if task is not None else found
 
-    async def list_jobs(self) -> list[Job]:
-        """All jobs, in order of their creation."""
-        jobs = await self._records.list()
-        return [self._tasks[job.id].job if job.id in self._tasks else job for job in jobs]
+    async def newest_first(self) -> AsyncGenerator[Job, None]:
+        """All jobs, page by page, the last one created first. Who has enough stops."""
+        cursor: int | None = 0
+        while cursor is not None:
+            page = await self._records.page(newest_first=True, cursor=cursor)
+            for job in page.jobs:
+                yield self._tasks[job.id].job if job.id in self._tasks else job
+            cursor = page.cursor
 
     async def stop(self, job_id: str, *, by: str) -> Job:
         """The job, ended. Raises NotFound, FailedPrecondition for one that has ended already."""

@@ -2,6 +2,7 @@
 """JobService: what of it is served. Thin: proto in, the supervisor's answer out."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
@@ -61,19 +62,20 @@ class JobService:
         parts: list[bytes] = []
         kept: dict[str, bytes] = {}
         size = made = 0
-        for job in reversed(await self._supervisor.list_jobs()):
-            part = self._listed.get(job.id) if job.final else None
-            if part is None:
-                part = pb.Jobs(jobs=[convert.listed(job, self._node_id)]).SerializeToString()
-                made += 1
-                if made % SLICE == 0:
-                    await asyncio.sleep(0)
-            size += len(part)
-            if size > MAX_LIST_BYTES:
-                break
-            parts.append(part)
-            if job.final:
-                kept[job.id] = part
+        async with contextlib.aclosing(self._supervisor.newest_first()) as jobs:
+            async for job in jobs:
+                part = self._listed.get(job.id) if job.final else None
+                if part is None:
+                    part = pb.Jobs(jobs=[convert.listed(job, self._node_id)]).SerializeToString()
+                    made += 1
+                    if made % SLICE == 0:
+                        await asyncio.sleep(0)
+                size += len(part)
+                if size > MAX_LIST_BYTES:
+                    break  # what is older is not even read
+                parts.append(part)
+                if job.final:
+                    kept[job.id] = part
         self._listed = kept
         # a message is its parts one behind the other: of a repeated field, as many as there are
         return pb.Jobs.FromString(b"".join(reversed(parts)))

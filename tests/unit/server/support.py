@@ -288,6 +288,11 @@ def supervisor(world: World, *, defaults: Limits = NOTHING, max_jobs: int = 0) -
     return Supervisor(world.records, world.tools, settings, new_id=lambda: job_id(next(numbers)))
 
 
+async def all_jobs(supervisor: Supervisor) -> list[Job]:
+    """All jobs, in order of their creation."""
+    return [job async for job in supervisor.newest_first()][::-1]
+
+
 @contextlib.contextmanager
 def impatient() -> Iterator[pytest.MonkeyPatch]:
     """No pauses between tries, and no time for PID 1 beyond the grace."""

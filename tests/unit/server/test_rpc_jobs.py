@@ -13,13 +13,14 @@ import pytest
 from joblet.errors import Unavailable
 from joblet.model import JobSpec, JobState
 from joblet.server.logs import GapKind
+from joblet.server.records import PAGE, Page, Records
 from joblet.server.rpc import jobs as service
 from joblet.server.rpc.jobs import JobService
 from joblet.server.supervisor import Supervisor
 from joblet_pb import joblet_pb2 as pb
 from tests.unit.server.grpc_support import call, channel, failure, serving, stream, unary
 from tests.unit.server.pid1 import Pid1
-from tests.unit.server.support import World, job, job_id, run, supervisor, until, world
+from tests.unit.server.support import World, all_jobs, job, job_id, run, supervisor, until, world
 
 pytestmark = pytest.mark.usefixtures("patch")
 
@@ -175,7 +176,7 @@ def test_requests_that_are_refused(tmp_path: Path) -> None:
                 found, details = await failure(client, RUN, request)
                 assert found is code, details
                 assert text in details
-            [record] = await made.list_jobs()  # of the last one
+            [record] = await all_jobs(made)  # of the last one
             assert record.state is JobState.FAILED
             assert not any(pid1.went for pid1 in w.init.all)
 
@@ -378,5 +379,28 @@ def test_of_more_jobs_than_fit_the_newest(tmp_path: Path, patch: pytest.MonkeyPa
             listed = await call(client, LIST)
             assert [one.uuid for one in listed.jobs] == [job_id(n) for n in range(21, 31)]
             assert listed.ByteSize() <= 12_000
+
+    run(main)
+
+
+def test_what_does_not_fit_is_not_even_read(tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
+    """Or every list would cost what the server has ever run."""
+    pages: list[int] = []
+    really = Records.page
+
+    async def page(self: Records, **named: Any) -> Page:
+        pages.append(named["cursor"])
+        return await really(self, **named)
+
+    async def main() -> None:
+        async with served(tmp_path) as (w, _, target), channel(target) as client:
+            puts = (w.records.put(job(n, state=JobState.FAILED)) for n in range(1, PAGE + 101))
+            await asyncio.gather(*puts)
+            patch.setattr(Records, "page", page)
+            assert len((await call(client, LIST)).jobs) == PAGE + 100
+            assert len(pages) == 2
+            patch.setattr(service, "MAX_LIST_BYTES", 12_000)
+            assert 0 < len((await call(client, LIST)).jobs) < 200
+            assert len(pages) == 3
 
     run(main)

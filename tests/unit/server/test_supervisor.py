@@ -33,6 +33,7 @@ from tests.unit.server.support import (
     GRACE_US,
     OTHER_BOOT,
     World,
+    all_jobs,
     job,
     job_id,
     jobs_of,
@@ -109,7 +110,7 @@ def test_what_is_wrong_starts_nothing(base: Path, spec: JobSpec, error: type[Exc
             made = supervisor(w)
             with pytest.raises(error):
                 await made.run(spec, by="alice", key="k")
-            assert (w.init.calls, await made.list_jobs(), made.running()) == ([], [], 0)
+            assert (w.init.calls, await all_jobs(made), made.running()) == ([], [], 0)
             # the key still stands for nothing
             begin(w)
             assert (await made.run(TRUE, by="alice", key="k")).state is JobState.RUNNING
@@ -146,7 +147,7 @@ def test_a_refused_launch_is_told_and_recorded(base: Path) -> None:
             made = supervisor(w)
             with pytest.raises(Unavailable, match="away"):
                 await made.run(TRUE, by="alice")
-            [record] = await made.list_jobs()
+            [record] = await all_jobs(made)
             assert record.state is JobState.FAILED
             await made.close()
 
@@ -162,7 +163,7 @@ def test_a_bug_in_a_jobs_task_is_told(base: Path, caplog: pytest.LogCaptureFixtu
                 await made.run(TRUE, by="alice")
             assert "ZeroDivisionError" in caplog.text
             await over(made, w)
-            [record] = await made.list_jobs()
+            [record] = await all_jobs(made)
             assert record.end is not None
             assert record.end.reason is Reason.LAUNCH_FAILED
             assert not any(pid1.started_us for pid1 in w.init.all)
@@ -590,7 +591,7 @@ def test_list_is_in_order_of_creation_and_live(base: Path) -> None:
                 await w.records.put(job(number, state=JobState.COMPLETED))
             begin(w)
             await made.run(TRUE, by="alice")
-            listed = await made.list_jobs()
+            listed = await all_jobs(made)
             assert [one.id for one in listed] == [*map(job_id, (300, 100, 200)), job_id(1)]
             assert listed[-1].state is JobState.RUNNING  # whatever the disk says by now
             await made.close()
@@ -855,7 +856,7 @@ def test_every_record_is_true_again(base: Path) -> None:
             made = supervisor(w)
             await made.recover(BOOT)
             await until(lambda: set(w.init.jobs) == {job_id(1)} and len(made._tasks) == 1)
-            states = {one.id: one for one in await made.list_jobs()}
+            states = {one.id: one for one in await all_jobs(made)}
             assert states[job_id(1)].state is JobState.RUNNING
             await until(lambda: running.held)
             second, third, fourth = (states[job_id(n)].end for n in (2, 3, 4))
@@ -879,7 +880,7 @@ def test_every_record_is_true_again(base: Path) -> None:
             await again.recover(BOOT)
             await until(lambda: running.said_hello == 2)
             assert [verb for verb, _ in w.init.calls[calls:]] == ["list", "connect"]
-            assert {one.id: one.end for one in await again.list_jobs()} == {
+            assert {one.id: one.end for one in await all_jobs(again)} == {
                 one.id: one.end for one in states.values()
             }
             await again.close()
@@ -922,12 +923,12 @@ def test_jobs_that_cannot_be_recovered_now_keep_nobody_waiting(
             patch.setattr(supervising, "RECORDED_S", 0.01)
             made = supervisor(w)
             await made.recover(BOOT)
-            assert [one.state for one in await made.list_jobs()] == [JobState.RUNNING] * 2
+            assert [one.state for one in await all_jobs(made)] == [JobState.RUNNING] * 2
             w.init.unblock("results")
             frozen.go()
             frozen.end(code=0)
             await over(made, w)
-            states = [one.state for one in await made.list_jobs()]
+            states = [one.state for one in await all_jobs(made)]
             assert states == [JobState.FAILED, JobState.COMPLETED]
             await made.close()
 
@@ -945,7 +946,7 @@ def test_each_job_belongs_to_the_boot_it_was_launched_in(base: Path) -> None:
         async with world(base) as w:
             made = supervisor(w)
             await made.recover(BOOT)
-            ends = [one.end for one in await made.list_jobs()]
+            ends = [one.end for one in await all_jobs(made)]
             assert [end and end.reason for end in ends] == [Reason.LOST, Reason.SIGNALLED]
             await made.close()
 
@@ -995,7 +996,7 @@ def test_another_boot(base: Path) -> None:
             made = supervisor(w)
             await made.recover(OTHER_BOOT)
             await until(lambda: not made._tasks)
-            lost, known = [one.end for one in await made.list_jobs()]
+            lost, known = [one.end for one in await all_jobs(made)]
             assert lost is not None
             assert known is not None
             assert lost.reason is Reason.LOST
