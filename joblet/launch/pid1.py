@@ -456,7 +456,9 @@ class Pid1:
 
     def _tell_state(self) -> None:
         if self.started_us and self.command:
-            self.ctl.send(protocol.STARTED, pid=self.command.pid, at_us=self.started_us)
+            ran = self.clock() - self.started_at
+            pid, at = self.command.pid, self.started_us
+            self.ctl.send(protocol.STARTED, pid=pid, at_us=at, ran_us=ran)
         elif self.failure and self.phase is Phase.ENDED:
             step, errno, detail = self.failure.step, self.failure.errno, self.failure.detail
             self.ctl.send(protocol.LAUNCH_FAILED, step=step, errno=errno, detail=detail)

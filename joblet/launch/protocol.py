@@ -5,7 +5,8 @@
 
     PID 1 -> holder   hello           version, streams; the FIFOs' read ends come with it, in that
     order
-                      started         pid (the command, in the job's namespace), at_us
+                      started         pid (the command, in the job's namespace), at_us, ran_us:
+                                      how long ago that is, whatever becomes of the wall clock
                       launch-failed   step, errno, detail
                       exit            record (an ExitRecord)
     holder -> PID 1   stop            grace_us

@@ -447,8 +447,12 @@ class JobTask:
             # it can be told again by PID 1 at any time, so nobody waits for the disk
             self._help(self._tools.records.put(self.job))
         if self.job.spec.timeout_us and self._deadline is None:
-            ends_us = started + self.job.spec.timeout_us + self._tools.grace_us
-            waiting = self._backstop(ends_us - self._tools.clock_us(), overdue=True)
+            try:
+                ran = protocol.number(fields, "ran_us")
+            except ProtocolError:  # a PID 1 of before; a clock that was set is believed
+                ran = self._tools.clock_us() - started
+            left_us = self.job.spec.timeout_us + self._tools.grace_us - ran
+            waiting = self._backstop(left_us, overdue=True)
             self._deadline = self._help(waiting)
         self._settle(None)
 

@@ -775,12 +775,14 @@ def test_one_holder_at_a_time(host: Host) -> None:
     assert job.holder
     job.holder.close()
     assert second.hello() == ["out", "err"]
-    second.expect(protocol.STARTED)
+    earlier = second.expect(protocol.STARTED)
     assert third.silent()
     second.close()
     assert third.hello() == ["out", "err"]
     third.say(protocol.STOP, grace_us=0)
-    third.expect(protocol.STARTED)
+    later = third.expect(protocol.STARTED)
+    assert later["at_us"] == earlier["at_us"]
+    assert later["ran_us"] > earlier["ran_us"] >= 0
     job.holder = third
     third.end()
     job.acknowledge()

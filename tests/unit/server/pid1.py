@@ -37,6 +37,7 @@ class Pid1:
         self.bound = True  # `ctl` is there
         self.went = False
         self.started_us = 0
+        self.told: Mapping[str, int] = {}  # what else it says of its start
         self.record: ExitRecord | None = None
         self.written = True  # False: there was no room for `exit`
         self.stops: list[int] = []
@@ -75,8 +76,9 @@ class Pid1:
 
     # -- what the job does -----------------------------------------------------------------------
 
-    def start(self, at_us: int = 1_000) -> None:
+    def start(self, at_us: int = 1_000, **told: int) -> None:
         self.started_us = at_us
+        self.told = told
         self._tell_state()
 
     def say(self, data: bytes, stream: str = "out") -> None:
@@ -172,7 +174,7 @@ class Pid1:
 
     def _tell_state(self) -> None:
         if self.started_us:
-            self._send(protocol.STARTED, pid=2, at_us=self.started_us)
+            self._send(protocol.STARTED, pid=2, at_us=self.started_us, **self.told)
 
     def _send(self, kind: str, **fields: Any) -> None:
         if self._holder is not None:

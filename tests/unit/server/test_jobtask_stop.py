@@ -363,6 +363,25 @@ def test_a_timeout_that_pid1_does_not_keep(base: Path) -> None:
     run(main)
 
 
+@pytest.mark.parametrize(("ran_us", "stops"), [(0, 0), (10**9, 1)])
+def test_a_clock_that_was_set_does_not_end_a_job(base: Path, ran_us: int, stops: int) -> None:
+    """A machine that boots with a wrong time, and a server that is restarted behind its
+    correction."""
+
+    async def main() -> None:
+        async with world(base, grace_us=0, clock_us=lambda: 10**15) as w:
+            w.init.started = lambda pid1: pid1.start(ran_us=ran_us)
+            w.new(job(spec=JobSpec("true", timeout_us=60_000_000)))
+            await until(lambda: w.init.jobs and w.pid1().started_us)
+            await w.durable(JobState.RUNNING)
+            if not stops:  # else systemd ends it
+                w.pid1().end(code=0)
+            await w.over()
+            assert w.init.count("stop") == stops
+
+    run(main)
+
+
 # -- who ended it ----------------------------------------------------------------------------------
 
 
