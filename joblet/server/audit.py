@@ -19,7 +19,8 @@ def record(
     who: str, where: str, what: str, result: str, *, job: str = "", refused: bool = False
 ) -> None:
     """result: "ok", or why not. refused: who asked may not do this at all."""
-    result = result[:MAX_RESULT]
+    # what a client says is not to hide the record: journalctl shows none that a terminal obeys
+    who, result, job = _plain(who), _plain(result[:MAX_RESULT]), _plain(job)
     fields = {
         "MESSAGE_ID": messages.CHANGE_REFUSED if refused else messages.CHANGE,
         "JOBLET_WHO": who,
@@ -37,3 +38,7 @@ def record(
         result,
         extra={"job": job, "fields": fields},
     )
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)

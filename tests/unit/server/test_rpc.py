@@ -370,6 +370,13 @@ def test_refused_changes_are_audited_and_not_by_the_megabyte(
     run(main)
 
 
+def test_no_client_hides_its_record_of_the_audit(caplog: pytest.LogCaptureFixture) -> None:
+    """journalctl shows a message with an escape in it as "blob data"."""
+    caplog.set_level(logging.INFO, logger="joblet.audit")
+    audit.record("me\n", "[::1]:1", "StopJob", "no job \x1b[2J\n", job="\x1b-id")
+    assert caplog.messages == ["me? from [::1]:1: StopJob ?-id: no job ?[2J?"]
+
+
 def test_a_change_is_audited_whoever_hangs_up_and_whatever_breaks(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
