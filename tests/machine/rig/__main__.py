@@ -17,6 +17,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 from tests.machine import project
+from tests.machine.autopkgtest import testbed
 
 from . import kernel, roots, snapshot
 from .archive import archive
@@ -73,7 +74,8 @@ def _installing(cache: Cache, suite: str) -> Callable[[], object]:
 
 
 def _archive(cache: Cache, suite: str) -> object:
-    """What the tests of the package install it on."""
+    """What the tests of the package install beside it."""
+    testbed(suite, cache)
     return archive(cache, suite, roots.depends(roots.CONTROL.read_text()), roots.MINIMAL)
 
 
