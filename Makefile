@@ -20,11 +20,12 @@ SOURCES := joblet rnx tests tools
 
 export PYTHONPATH := $(CURDIR):$(CURDIR)/$(STUBS)
 
-.PHONY: help demo test check lint types unit machine test-machine bench deb stubs man wheel install clean
+.PHONY: help demo test test-full check lint types unit machine test-machine bench deb stubs man wheel install clean
 
 help:
 	@echo 'make demo              run real jobs in a throw-away machine (JOB="command" for your own)'
 	@echo 'make test              everything: linters, types, unit, contract and machine tests'
+	@echo 'make test-full         the same and what takes long: before a release'
 	@echo 'make check             linters, types and unit tests'
 	@echo 'make machine           a shell in a booted machine with this tree in it (SUITE=trixie)'
 	@echo 'make test-machine      the machine tests (K=word picks some)'
@@ -48,6 +49,10 @@ machine:
 test:
 	@tools/host-setup.sh test
 	@$(PYTHON) tools/check.py all
+
+test-full:
+	@tools/host-setup.sh full
+	@$(PYTHON) tools/check.py full
 
 check:
 	@tools/host-setup.sh test

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""`make check` and `make test`: every check, what it is, how long it took.
+"""`make check`, `make test` and `make test-full`: every check, what it is, how long it took.
 
     python3 tools/check.py quick    linters, types, unit and contract tests
     python3 tools/check.py all      the same, and the machine tests; machines are made meanwhile
+    python3 tools/check.py full     the same, with the tests that take long, and VMs of both suites
 
-Run from the top of the repository, after tools/host-setup.sh test. The first failure does not end
-the run: all are shown, and the exit status is 1.
+Run from the top of the repository, after tools/host-setup.sh test (or full). The first failure does
+not end the run: all are shown, and the exit status is 1.
 """
 
 import os
@@ -24,7 +25,7 @@ TOOLS = CACHE / "venv" / "bin"
 STUBS = ROOT / "build" / "stubs"
 PYTHON = str(TOOLS / "python")
 PYTEST = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-TREES = ["joblet", "rnx", "tests", "tools", "setup.py"]
+TREES = ["joblet", "rnx", "tests", "tools", "setup.py", "packaging"]
 
 # what people read
 TEXTS = (
@@ -42,6 +43,9 @@ TEXTS = (
     ".8",
 )
 SHELL = (".sh", ".bash", ".postinst", ".prerm", ".postrm")
+
+# what tests/machine/conftest.py and tests/machine/test_clients.py look at
+FULL = {"JOBLET_FULL": "1", "JOBLET_VM_SUITES": "bookworm trixie"}
 
 Check = tuple[str, list[str]]
 
@@ -76,7 +80,12 @@ def lint() -> list[Check]:
         ("dead code", [str(TOOLS / "vulture")]),
         (
             "shell",
-            ["shellcheck", *tracked(*SHELL), ".ci/run", "packaging/debian/tests/smoke"],
+            [
+                "shellcheck",
+                *tracked(*SHELL),
+                ".ci/run",
+                *(f"packaging/debian/tests/{name}" for name in ("limits", "smoke", "unit")),
+            ],
         ),
         # CapInh, of /proc/PID/status; a bullet, in roff; mistyped on purpose; mmdebstrap's
         (
@@ -115,9 +124,11 @@ def main() -> int:
     # a shell's background job ignores these two, and tests of Ctrl-C would inherit that
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
-    everything = sys.argv[1:] == ["all"]
+    everything = sys.argv[1:] in (["all"], ["full"])
     path = os.pathsep.join([str(ROOT), str(STUBS)])
     environ = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    if sys.argv[1:] == ["full"]:
+        environ |= FULL
     subprocess.run([PYTHON, "tools/stubs.py", str(STUBS)], cwd=ROOT, check=True)
     building = None
     if everything:

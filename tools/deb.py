@@ -28,6 +28,7 @@ from tests.machine.rig.chroot import USER, run
 
 TREE = Path(__file__).resolve().parent.parent
 BUILD_S = 600
+LONG_AGO = 1_000_000_000
 KIND = "deb"
 TESTS = "tests/"
 VERSIONS = ("joblet/__init__.py", "rnx/__init__.py")
@@ -43,6 +44,9 @@ class Variant:
     """Another version than the tree's: what an upgrade goes to."""
     edits: tuple[tuple[str, str, str], ...] = ()
     """Changes to the source: file, text, what stands there instead."""
+    elsewhere: bool = False
+    """By somebody else: another path, umask, locale, time zone and home, and files of other times.
+    What is built must not show it."""
 
 
 def build(suite: str, cache: Cache | None = None, variant: Variant | None = None) -> Path:
@@ -132,6 +136,8 @@ def _build(root: Path, source: Path, variant: Variant, aside: Path) -> None:
     aside.mkdir()
     for path in (source.parent, *source.parent.rglob("*")):
         os.chown(path, USER, USER)
+        if variant.elsewhere:
+            os.utime(path, (LONG_AGO, LONG_AGO))
     kinds = ["--build=binary"] if variant.quick else ["--build=full"]
     options = ["parallel=2", *(["nocheck"] if variant.quick else [])]
     environ = {"DEB_BUILD_OPTIONS": " ".join(options)}
@@ -140,11 +146,16 @@ def _build(root: Path, source: Path, variant: Variant, aside: Path) -> None:
     # the export is as clean as it gets
     argv = ["dpkg-buildpackage", "--no-pre-clean", "--unsigned-source", "--unsigned-changes"]
     argv += kinds
+    place = "/build"
+    if variant.elsewhere:
+        place = "/srv/elsewhere/of-somebody"
+        argv = ["sh", "-c", 'umask 077; exec "$@"', "sh", *argv]
+        environ |= {"LC_ALL": "C", "TZ": "XXX-11:30", "HOME": "/srv"}
     done = run(
         root,
         argv,
-        binds={source.parent: "/build"},
-        cwd=f"/build/{source.name}",
+        binds={source.parent: place},
+        cwd=f"{place}/{source.name}",
         env=environ,
         timeout=BUILD_S,
     )

@@ -4,6 +4,7 @@
 #
 #   tools/host-setup.sh demo     make demo, make machine: throw-away machines in systemd-nspawn
 #   tools/host-setup.sh test     make check, make test: the above, VMs, linters, unit tests
+#   tools/host-setup.sh full     make test-full: the above, and what tries packages out
 #
 # With everything there it takes a few hundredths of a second and needs neither root nor network.
 # Python's linters come from PyPI, at the versions named here, into a virtual environment in the
@@ -22,6 +23,7 @@ libraries='python3-grpcio python3-protobuf python3-dbus-next python3-cryptograph
 checks='python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis python3-venv
     python3-setuptools python3-wheel
     shellcheck codespell bash zsh fish groff-base mandoc man-db'
+trials='piuparts'
 pins='ruff==0.17.6 mypy==2.4.1 vulture==2.16 types-PyYAML==6.0.12.20261113
     types-protobuf==7.35.1.20260906 grpc-stubs==1.53.0.6'
 
@@ -133,12 +135,13 @@ install_tools() {
 
 case ${1:-} in
 demo) install_packages "$demo" ;;
-test)
+test | full)
+    [ "$1" = test ] || checks="$checks $trials"
     install_packages "$demo $machines $libraries $checks"
     install_tools
     ;;
 *)
-    echo "usage: tools/host-setup.sh demo | test" >&2
+    echo "usage: tools/host-setup.sh demo | test | full" >&2
     exit 2
     ;;
 esac

@@ -9,6 +9,7 @@
 
 Each test runs once per suite: -k bookworm or -k trixie picks one, @pytest.mark.suites("trixie")
 limits a test. VMs are of the first suite unless $JOBLET_VM_SUITES names others.
+What takes long is collected only with JOBLET_FULL=1 (make test-full).
 With pytest-xdist (--dist loadgroup) the tests of one module and suite stay on one worker, so that
 they share a machine, and the workers share the rest. A machine that does not come up fails its
 tests. When a test fails, the report has the journal of its machines.
@@ -17,6 +18,7 @@ tests. When a test fails, the report has the journal of its machines.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +33,8 @@ from tests.machine.project import project_layer
 from tests.machine.rig import SUITES, Cache, Machine, Nspawn, Vm
 from tests.machine.rig.roots import vm_suites
 from tests.machine.rig.rundir import sweep
+
+collect_ignore = [] if os.environ.get("JOBLET_FULL") == "1" else ["test_package_full.py"]
 
 JOURNAL_LINES = 300
 TEST_S = 300
