@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.machine.client import FINAL, Rnx, wait_served
-from tests.machine.rig import Cache, Nspawn, Result, eventually, roots
+from tests.machine.rig import Cache, Nspawn, Result, build_layer, eventually, roots
 from tests.machine.rig.archive import archive
 from tests.machine.rig.chroot import run
 from tools import deb
@@ -51,6 +51,9 @@ NEXT_VARIANT = deb.Variant(
         ),
     ),
 )
+
+OTHERS = roots.depends(roots.CONTROL.read_text())
+"""The archive's packages that ours depend on."""
 
 # A person types no DEBIAN_FRONTEND and answers no question.
 APT = "env -u DEBIAN_FRONTEND apt-get --quiet --yes --no-install-recommends"
@@ -90,17 +93,36 @@ def packages(suite: str, cache: Cache, variant: deb.Variant = QUICK) -> list[Pat
 
 def needed(suite: str, cache: Cache) -> Path:
     """The layer with the archive's packages that ours depend on."""
-    return archive(cache, suite, roots.depends(roots.CONTROL.read_text()), roots.MINIMAL)
+    return archive(cache, suite, OTHERS, roots.MINIMAL)
 
 
 @pytest.fixture
 def minimal(suite: str, cache: Cache) -> Iterator[Nspawn]:
     """A machine without Python, with a warm package cache."""
+    yield from started(suite, cache, [needed(suite, cache)])
+
+
+@pytest.fixture
+def prepared(suite: str, cache: Cache) -> Iterator[Nspawn]:
+    """The same after the archive's packages were installed: ours are what is still missing."""
+    command = f"{APT} install {' '.join(OTHERS)} </dev/null"
+    warm = needed(suite, cache)
+    layer = build_layer(
+        suite,
+        [warm],
+        [command],
+        command,
+        what="what the packages need",
+        cache=cache,
+        recipe=roots.MINIMAL,
+    )
+    yield from started(suite, cache, [warm, layer])
+
+
+def started(suite: str, cache: Cache, layers: list[Path]) -> Iterator[Nspawn]:
     binds = {path: f"{WHERE}/{path.name}" for path in packages(suite, cache)}
     binds |= {path: f"{WHERE}/next/{path.name}" for path in packages(suite, cache, NEXT_VARIANT)}
-    with Nspawn(
-        suite, recipe=roots.MINIMAL, layers=[needed(suite, cache)], binds_ro=binds, cache=cache
-    ) as machine:
+    with Nspawn(suite, recipe=roots.MINIMAL, layers=layers, binds_ro=binds, cache=cache) as machine:
         yield machine
 
 
@@ -161,38 +183,38 @@ def test_from_install_to_the_first_jobs_output(minimal: Nspawn) -> None:
 CONFIGURATION = "cd /etc/joblet && find . -type f -exec sha256sum {} + | sort -k2"
 
 
-def test_installing_again_touches_nothing_of_the_administrators(minimal: Nspawn) -> None:
-    install(minimal)
-    minimal.run("echo '# mine' >> /etc/joblet/joblet-config.yml").check()
-    before = minimal.run(CONFIGURATION).check().text
+def test_installing_again_touches_nothing_of_the_administrators(prepared: Nspawn) -> None:
+    install(prepared)
+    prepared.run("echo '# mine' >> /etc/joblet/joblet-config.yml").check()
+    before = prepared.run(CONFIGURATION).check().text
     assert "joblet-config.yml" in before
-    install(minimal, WHERE, "--reinstall")
-    assert minimal.run(CONFIGURATION).text == before
+    install(prepared, WHERE, "--reinstall")
+    assert prepared.run(CONFIGURATION).text == before
     # also when it was removed meanwhile, or a file is missing
-    minimal.run(f"{APT} remove joblet", timeout=APT_S).check()
-    install(minimal)
-    assert minimal.run(CONFIGURATION).text == before
-    minimal.run("rm /etc/joblet/rnx-config.yml").check()
-    install(minimal, WHERE, "--reinstall")
-    assert "rnx-config.yml" not in minimal.run(CONFIGURATION).text
-    wait_served(minimal)
+    prepared.run(f"{APT} remove joblet", timeout=APT_S).check()
+    install(prepared)
+    assert prepared.run(CONFIGURATION).text == before
+    prepared.run("rm /etc/joblet/rnx-config.yml").check()
+    install(prepared, WHERE, "--reinstall")
+    assert "rnx-config.yml" not in prepared.run(CONFIGURATION).text
+    wait_served(prepared)
 
 
-def test_upgrade_and_downgrade_with_running_jobs(minimal: Nspawn) -> None:
+def test_upgrade_and_downgrade_with_running_jobs(prepared: Nspawn) -> None:
     """Every line once, in order, and every exit code, whatever dpkg did meanwhile."""
-    install(minimal)
-    rnx = Rnx(minimal)
+    install(prepared)
+    rnx = Rnx(prepared)
     jobs = {rnx.start("sh", "-c", PRINTER, str(code)): code for code in range(1, JOBS + 1)}
-    pids = unit_pids(minimal)
-    install(minimal, f"{WHERE}/next")
-    assert installed_version(minimal) == NEXT
-    wait_served(minimal)
+    pids = unit_pids(prepared)
+    install(prepared, f"{WHERE}/next")
+    assert installed_version(prepared) == NEXT
+    wait_served(prepared)
     assert NEXT in rnx("version").text
     assert {rnx.status(job)["status"] for job in jobs} == {"RUNNING"}
-    after = unit_pids(minimal)
+    after = unit_pids(prepared)
     assert all(after[unit] != pids[unit] for unit in ("joblet.service", "joblet-init.service"))
     assert after["joblet-init.socket"] == pids["joblet-init.socket"]
-    minimal.run(END_THEM).check()
+    prepared.run(END_THEM).check()
     for job, code in jobs.items():
         assert rnx.ended(job, timeout=60)["exit_code"] == code
         *numbers, last = rnx.log(job).decode().splitlines()
@@ -201,15 +223,15 @@ def test_upgrade_and_downgrade_with_running_jobs(minimal: Nspawn) -> None:
 
     # back: the older server says why it does not start, and leaves the newer records alone
     late = rnx.start("sh", "-c", "sleep 5; echo late; exit 7")
-    install(minimal, WHERE, "--allow-downgrades")
-    assert installed_version(minimal) == deb.version_of()
+    install(prepared, WHERE, "--allow-downgrades")
+    assert installed_version(prepared) == deb.version_of()
     eventually(
-        lambda: "written by a newer Joblet" in minimal.journal("-u", "joblet.service"),
+        lambda: "written by a newer Joblet" in prepared.journal("-u", "joblet.service"),
         timeout=30,
         what="the older server's refusal",
     )
-    install(minimal, f"{WHERE}/next")
-    wait_served(minimal)
+    install(prepared, f"{WHERE}/next")
+    wait_served(prepared)
     assert rnx.ended(late)["exit_code"] == 7
     assert rnx.log(late) == b"late\n"
     assert {job["id"] for job in rnx.json("list")} == {*jobs, late}
@@ -224,32 +246,29 @@ def unit_pids(machine: Nspawn) -> dict[str, str]:
     }
 
 
-def test_remove_ends_jobs_and_purge_leaves_what_debian_lets_stay(minimal: Nspawn) -> None:
-    # what other packages leave is theirs
-    others = " ".join(roots.depends(roots.CONTROL.read_text()))
-    minimal.run(f"{APT} install {others} </dev/null", timeout=APT_S).check()
-    before = snapshot(minimal)
-    install(minimal)
-    rnx = Rnx(minimal)
+def test_remove_ends_jobs_and_purge_leaves_what_debian_lets_stay(prepared: Nspawn) -> None:
+    before = snapshot(prepared)
+    install(prepared)
+    rnx = Rnx(prepared)
     rnx("run", "--follow", "true").check()
     jobs = [rnx.start("sleep", "300") for _ in range(3)]
-    removed = minimal.run(f"{APT} remove joblet </dev/null", timeout=APT_S).check()
+    removed = prepared.run(f"{APT} remove joblet </dev/null", timeout=APT_S).check()
     assert complaints(removed) == []
-    assert "joblet" not in minimal.run("ps -eo comm=").text
-    units = minimal.run("systemctl list-units --plain --no-legend 'joblet*'").text
+    assert "joblet" not in prepared.run("ps -eo comm=").text
+    units = prepared.run("systemctl list-units --plain --no-legend 'joblet*'").text
     assert units == ""
 
     # the records say how they ended
-    install(minimal)
-    wait_served(minimal)
+    install(prepared)
+    wait_served(prepared)
     listed = {job["id"]: rnx.status(job["id"]) for job in rnx.json("list")}
     told = {(listed[job]["status"], listed[job]["reason"]) for job in jobs}
     assert told == {("STOPPED", "unit-stopped")}
     assert {job["status"] for job in listed.values()} <= FINAL
 
-    purged = minimal.run(f"{APT} purge joblet rnx </dev/null", timeout=APT_S).check()
+    purged = prepared.run(f"{APT} purge joblet rnx </dev/null", timeout=APT_S).check()
     assert complaints(purged) == []
-    left = sorted(snapshot(minimal) - before)
+    left = sorted(snapshot(prepared) - before)
     names = [line.split(" ")[3] for line in left]
     odd = [name for name in names if not any(re.fullmatch(stays, name) for stays in STAYS)]
     assert odd == []

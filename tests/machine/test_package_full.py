@@ -24,9 +24,12 @@ TESTS = ("limits", "smoke")
 TESTS_S = 900
 PIUPARTS_S = 900
 
-# What piuparts installs upon: apt and what is essential, nothing else.
+# What piuparts installs upon. systemd leaves directories of its own behind, so it is there before.
 BASE = roots.Recipe(
-    "piuparts", ["apt"], hooks=("rm $1/etc/dpkg/dpkg.cfg.d/99mmdebstrap || :",), excluded=()
+    "piuparts",
+    ["apt", "dbus", "systemd"],
+    hooks=("rm -f $1/etc/dpkg/dpkg.cfg.d/99mmdebstrap",),
+    excluded=(),
 )
 
 # They say how and when it was built, and are of no archive.
@@ -67,7 +70,7 @@ def test_piuparts(suite: str, cache: Cache, tmp_path: Path) -> None:
     argv += ["--mirror", f"{archive} main", "--tmpdir", str(tmp_path)]
     argv += ["--extra-repo", f"deb {security} {suite}-security main"]
     argv += ["--extra-repo", f"deb {archive} {suite}-updates main"]
-    argv += ["--no-eatmydata", "--no-upgrade-test", "--warn-on-others"]
+    argv += ["--no-eatmydata", "--no-upgrade-test"]
     argv += [str(path) for path in deb.debs(deb.build(suite, cache))]
     done = subprocess.run(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -40,18 +40,19 @@ def build_layer(
     what: str = "",
     binds_ro: Mapping[Path, str] | None = None,
     cache: Cache | None = None,
+    recipe: roots.Recipe = roots.MACHINE,
 ) -> Path:
-    """The layer that `setup` makes on top of the suite's root and `layers`.
+    """The layer that `setup` makes on top of the suite's root of this recipe and `layers`.
 
     Boots a machine, runs `setup` (commands that must succeed, or a function given the machine),
     powers it off and keeps what changed. `key` must name everything that `setup` depends on: with
     the same root, layers and key the layer is taken from the cache.
     """
     cache = cache or Cache()
-    name = key_of(roots.key(suite), [layer.name for layer in layers], key)
+    name = key_of(roots.key(suite, recipe), [layer.name for layer in layers], key)
 
     def build(aside: Path) -> None:
-        with Nspawn(suite, layers=layers, binds_ro=binds_ro, cache=cache) as machine:
+        with Nspawn(suite, layers=layers, binds_ro=binds_ro, cache=cache, recipe=recipe) as machine:
             if callable(setup):
                 setup(machine)
             else:
