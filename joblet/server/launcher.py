@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 PATIENCE_S: Final = 5.0  # for the first link, while the server starts
 # How long after the loss of the link requests wait for it: a restart of init mode takes less than
-# a second. Then they fail at once until it is back, so that a client hears of it soon.
+# a second. Then each has one try made at once and fails with it, so that a client hears of it soon.
 LOST_S: Final = 2.5
+TRY_S: Final = 0.5
 ANSWER_S: Final = 60.0  # init mode answers or fails long before; a hang would be a bug
 STOP_S: Final = 660.0  # systemd's stop of a scope takes up to its TimeoutStopSec
 HINT: Final = "see `systemctl status joblet-init.service joblet-init.socket`"
@@ -43,6 +44,8 @@ class Launcher:
         self._next = 0
         self._why = "init mode has not answered yet"
         self._lost_at: float | None = None  # of the event loop's time
+        self._wanted = asyncio.Event()  # somebody does not want to wait for the next try
+        self._failed = asyncio.Event()  # the try that is next, or under way, has failed
 
     async def run(self) -> None:
         """Keeps the link; owned by the daemon, ends by cancellation."""
@@ -69,7 +72,12 @@ class Launcher:
                 away = True
             finally:
                 self._down()
-            await asyncio.sleep(BACKOFF_S[min(tries, len(BACKOFF_S) - 1)])
+            self._failed.set()
+            self._failed = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BACKOFF_S[min(tries, len(BACKOFF_S) - 1)]):
+                    await self._wanted.wait()
+            self._wanted.clear()
             tries += 1
 
     def _reason(self, error: JobletError | OSError) -> str:
@@ -143,8 +151,18 @@ class Launcher:
         try:
             async with asyncio.timeout_at((self._lost_at or 0.0) + LOST_S):
                 await self._up.wait()
+                return
         except TimeoutError:
-            raise self._no_link() from None
+            pass
+        self._wanted.set()
+        ends = [asyncio.ensure_future(event.wait()) for event in (self._up, self._failed)]
+        try:
+            await asyncio.wait(ends, timeout=TRY_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+        if not self._up.is_set():
+            raise self._no_link()
 
     async def _ask(
         self, verb: str, fds: Sequence[int] = (), *, answer_s: float = ANSWER_S, **fields: object

@@ -113,6 +113,6 @@ def test_the_demo(cache: Cache) -> None:
     code, text = demo("tools/demo.sh", "echo $((6 * 7)); exit 3")
     assert code == 3, text
     assert "42" in text, text
-    code, text = demo("make", "demo", "JOB=echo $$((6 * 7)); exit 3")
+    code, text = demo("make", "demo", "JOB=echo $((6 * 7)); exit 3")
     assert code == 2, text  # make's own, for any failure
     assert "42" in text, text

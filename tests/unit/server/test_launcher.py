@@ -109,6 +109,10 @@ def test_one_that_stays_away_is_told_soon(tmp_path: Path, monkeypatch: pytest.Mo
             monkeypatch.setattr(module, "BACKOFF_S", (30.0,))
             with pytest.raises(Unavailable, match="is not there"):
                 await asyncio.wait_for(launcher.clean_up(A), 0.2)
+            # and once it is back, the next request finds it, however long the pause between tries
+            await init.start()
+            await asyncio.wait_for(launcher.kill(A, 9), 5)
+            assert init.verbs == ["kill"]
 
     run(main)
 
