@@ -22,6 +22,11 @@ import enum
 from typing import ClassVar
 
 
+def printable(text: str) -> str:
+    """A text from outside as it can stand in a message: nothing in it that a terminal obeys."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 class Code(enum.StrEnum):
     """Names of gRPC's status codes, without importing grpc."""
 

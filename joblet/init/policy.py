@@ -11,7 +11,7 @@ import os
 from typing import Final
 
 from joblet.config import PROPERTIES, InitPolicy
-from joblet.errors import InvalidArgument, PermissionDenied
+from joblet.errors import InvalidArgument, PermissionDenied, printable
 from joblet.launch.plan import Plan, PlanError
 from joblet.systemd.properties import cpu_list
 
@@ -91,5 +91,4 @@ def _check_property(what: str, name: str, value: object, policy: InitPolicy) -> 
 
 def description(plan: Plan) -> str:
     """What systemctl shows: one line, nothing that a terminal obeys."""
-    line = "".join(char if char.isprintable() else "?" for char in plan.description)
-    return f"{line or plan.job}"[:MAX_DESCRIPTION]
+    return (printable(plan.description) or plan.job)[:MAX_DESCRIPTION]

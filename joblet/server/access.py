@@ -22,7 +22,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.x509.oid import NameOID
 
-from joblet.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Unauthenticated
+from joblet.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    PermissionDenied,
+    Unauthenticated,
+    printable,
+)
 
 MAX_NAME: Final = 64  # characters; X.520's bound of a common name
 EXPIRES_SOON: Final = datetime.timedelta(days=30)
@@ -159,7 +165,7 @@ def role_of(subject: x509.Name) -> Role:
     named = {unit.strip().lower() for unit in units}
     if len(named) == 1 and (name := named.pop()) in set(Role):
         return Role(name)
-    given = " and ".join(f"OU={_printable(unit)}" for unit in units) or "no OU"
+    given = " and ".join(f"OU={_name(unit)}" for unit in units) or "no OU"
     raise PermissionDenied(
         "give the client a role",
         f"its certificate has {given}",
@@ -169,16 +175,16 @@ def role_of(subject: x509.Name) -> Role:
 
 def common_name(subject: x509.Name) -> str:
     names = _values(subject, NameOID.COMMON_NAME)
-    return _printable(names[0]) if names else ""
+    return _name(names[0]) if names else ""
 
 
 def _values(subject: x509.Name, oid: x509.ObjectIdentifier) -> list[str]:
     return [str(attribute.value) for attribute in subject.get_attributes_for_oid(oid)]
 
 
-def _printable(text: str) -> str:
+def _name(text: str) -> str:
     """A name that can stand in a log: it comes from outside, whoever signed it."""
-    return "".join(c if c.isprintable() else "?" for c in text[:MAX_NAME])
+    return printable(text[:MAX_NAME])
 
 
 # -- the server's own certificate ------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 from joblet.config import UID_FIRST, UID_LAST, UIDS_PER_JOB
-from joblet.errors import InvalidArgument, ResourceExhausted
+from joblet.errors import InvalidArgument, ResourceExhausted, printable
 from joblet.launch.plan import ENV_NAME, MAX_STRING, MAX_STRINGS, WORK, Plan
 from joblet.model import Job, JobSpec
 
@@ -172,7 +172,7 @@ def _not_found(command: str, hint: str) -> InvalidArgument:
 
 def quoted(text: str) -> str:
     """A client's word in a sentence of ours."""
-    return "".join(c if c.isprintable() else "?" for c in text[:MAX_SHOWN])
+    return printable(text[:MAX_SHOWN])
 
 
 def free_uid_base(taken: Collection[int]) -> int:
@@ -199,7 +199,7 @@ def shown(job: Job) -> tuple[str, str]:
     command = os.path.basename(masked(spec, spec.command))  # noqa: PTH119
     words = masked(spec, " ".join([command, *spec.args])).split()
     # again: without its spaces and what is no letter, a text may have become a secret
-    text = masked(spec, "".join(c if c.isprintable() else "?" for c in " ".join(words)))
+    text = masked(spec, printable(" ".join(words)))
     return f"{masked(spec, spec.name):.{MAX_SHOWN_NAME}}", f"{text:.{MAX_SHOWN_COMMAND}}"
 
 

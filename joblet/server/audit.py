@@ -8,6 +8,7 @@ Their message ids make them findable: `journalctl MESSAGE_ID=…`.
 import logging
 from typing import Final
 
+from joblet.errors import printable
 from joblet.systemd import messages
 
 MAX_RESULT: Final = 1000  # characters; a refusal quotes what was asked for
@@ -20,7 +21,7 @@ def record(
 ) -> None:
     """result: "ok", or why not. refused: who asked may not do this at all."""
     # what a client says is not to hide the record: journalctl shows none that a terminal obeys
-    who, result, job = _plain(who), _plain(result[:MAX_RESULT]), _plain(job)
+    who, result, job = printable(who), printable(result[:MAX_RESULT]), printable(job)
     fields = {
         "MESSAGE_ID": messages.CHANGE_REFUSED if refused else messages.CHANGE,
         "JOBLET_WHO": who,
@@ -38,7 +39,3 @@ def record(
         result,
         extra={"job": job, "fields": fields},
     )
-
-
-def _plain(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)
