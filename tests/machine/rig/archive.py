@@ -8,14 +8,12 @@ package cache: apt in it knows the archive's packages, and downloads none of the
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import apt, roots
+from . import apt, hosttool, roots
 from .cache import Cache, key_of
-from .errors import RigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,21 +74,5 @@ def _apt(what: str, words: list[str], configuration: Path) -> None:
         "LC_ALL": "C.UTF-8",
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
     }
-    try:
-        done = subprocess.run(
-            ["apt-get", "--quiet", *words],
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=FETCH_S,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise RigError(what, "apt-get is not installed") from None
-    except subprocess.TimeoutExpired as late:
-        raise RigError(
-            what, f"apt-get was not done after {FETCH_S} s", late.stdout or b""
-        ) from None
-    if done.returncode != 0:
-        raise RigError(what, f"apt-get {words[0]} exited with {done.returncode}", done.stdout)
+    argv = ["apt-get", "--quiet", *words]
+    hosttool.run(what, argv, called=f"apt-get {words[0]}", timeout=FETCH_S, env=environ)

@@ -6,14 +6,12 @@ A read-only overlay that `mkfs.ext4 -d` writes out: no loop device, nothing copi
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import guest, kernel, roots
+from . import guest, hosttool, kernel, roots
 from .cache import Cache, key_of
-from .errors import RigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,20 +145,7 @@ def _make(lowers: Sequence[Path], suite: str, disk: Path) -> None:
         _settings(settings, suite, lowers[0])
         argv = ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", ASSEMBLE, "sh"]
         argv += [str(mount), str(disk), SIZE, *map(str, [*lowers, settings]), "--", *MKFS]
-        try:
-            done = subprocess.run(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=TIMEOUT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as late:
-            why = f"not done after {TIMEOUT_S} s"
-            raise RigError("make the VM's disk", why, late.stdout or b"") from None
-        if done.returncode != 0:
-            raise RigError("make the VM's disk", f"exit code {done.returncode}", done.stdout)
+        hosttool.run("make the VM's disk", argv, called=MKFS[0], timeout=TIMEOUT_S)
 
 
 def _settings(top: Path, suite: str, root: Path) -> None:

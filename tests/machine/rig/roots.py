@@ -10,12 +10,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import apt
+from . import apt, hosttool
 from .cache import Cache, key_of
 from .errors import RigError
 
@@ -150,10 +148,7 @@ def root(cache: Cache, suite: str, recipe: Recipe = MACHINE) -> Path:
 
 
 def _bootstrap(suite: str, recipe: Recipe, target: Path) -> None:
-    tool = shutil.which("mmdebstrap")
-    if tool is None:
-        raise RigError(f"build the root of {suite}", "mmdebstrap is not installed")
-    argv = [tool, "--mode=root", f"--variant={recipe.variant}", "--quiet"]
+    argv = ["mmdebstrap", "--mode=root", f"--variant={recipe.variant}", "--quiet"]
     argv.append("--include=" + ",".join(recipe.packages))
     argv.append('--aptopt=APT::Install-Recommends "false"')
     argv += [f"--aptopt={line.rstrip(';')}" for line in apt.options()]
@@ -161,18 +156,4 @@ def _bootstrap(suite: str, recipe: Recipe, target: Path) -> None:
     argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.excluded]
     argv += [f"--customize-hook={hook}" for hook in recipe.hooks]
     argv += [suite, str(target), *apt.sources(suite)]
-    try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as late:
-        why = f"mmdebstrap was not done after {TIMEOUT_S} s"
-        raise RigError(f"build the root of {suite}", why, late.stdout or b"") from None
-    if done.returncode != 0:
-        why = f"mmdebstrap exited with {done.returncode}"
-        raise RigError(f"build the root of {suite}", why, done.stdout)
+    hosttool.run(f"build the root of {suite}", argv, called="mmdebstrap", timeout=TIMEOUT_S)
