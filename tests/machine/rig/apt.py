@@ -11,9 +11,9 @@ import os
 import re
 import subprocess
 
+from .errors import RigError
+
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-ARCHIVE = "http://deb.debian.org/debian"
-SECURITY = "http://deb.debian.org/debian-security"
 
 # What concerns reaching and trusting a mirror. The rest of Acquire:: is the host's own taste.
 PASSED_ON = re.compile(
@@ -39,9 +39,10 @@ def mirrors() -> tuple[str, str]:
     """URIs of the archive and of the security archive that this host uses.
 
     Only plain http and https URIs of Debian suites count: mirror+file: and the like name files
-    of the host that would be missing elsewhere.
+    of the host that would be missing elsewhere. A host without security fixes has them beside the
+    archive, as Debian lays it out. Raises RigError on a host that knows no archive.
     """
-    archive, security = ARCHIVE, SECURITY
+    archive, security = "", ""
     target = "$(REPO_URI) $(RELEASE)"
     for line in _lines("apt-get", "indextargets", "--format", target, "Created-By: Packages"):
         uri, _, release = line.partition(" ")
@@ -52,10 +53,12 @@ def mirrors() -> tuple[str, str]:
             archive = uri
         elif re.fullmatch(r"(bookworm|trixie)-security", release):
             security = uri
-    return (
-        os.environ.get("JOBLET_MIRROR") or archive,
-        os.environ.get("JOBLET_SECURITY_MIRROR") or security,
-    )
+    archive = os.environ.get("JOBLET_MIRROR") or archive
+    security = os.environ.get("JOBLET_SECURITY_MIRROR") or security
+    if not archive:
+        why = "apt on this host has no source of bookworm or trixie"
+        raise RigError("find a Debian mirror", f"{why}; set JOBLET_MIRROR to one")
+    return archive, security or f"{archive}-security"
 
 
 def sources(suite: str) -> list[str]:
