@@ -16,11 +16,10 @@ PRIVATE := $(PREFIX)/share/joblet
 SITE := $(PREFIX)/lib/python3/dist-packages
 UNITS := $(PREFIX)/lib/systemd/system
 CATALOG := $(PREFIX)/lib/systemd/catalog
-SOURCES := joblet rnx tests tools
 
 export PYTHONPATH := $(CURDIR):$(CURDIR)/$(STUBS)
 
-.PHONY: help demo test test-full check lint types unit machine test-machine bench deb stubs man wheel install clean
+.PHONY: help demo test test-full check machine test-machine bench deb stubs man wheel install clean
 
 help:
 	@echo 'make demo              run real jobs in a throw-away machine (JOB="command" for your own)'
@@ -83,12 +82,12 @@ wheel:
 	@tools/host-setup.sh test
 	@$(TOOLS)/python tools/wheel.py dist
 
-# -- installing it -------------------------------------------------------------------------------
-# The server is private, below share/joblet: the published SDK has a top-level package of that name.
-
 # No date but SOURCE_DATE_EPOCH's, which Debian's build sets.
 man: stubs
 	@$(PYTHON) tools/man.py build/man
+
+# -- installing it -------------------------------------------------------------------------------
+# The server is private, below share/joblet: the published SDK has a top-level package of that name.
 
 install: stubs man
 	install -d $(DESTDIR)$(PRIVATE) $(DESTDIR)$(SITE) $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITS)

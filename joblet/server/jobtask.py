@@ -492,9 +492,7 @@ class JobTask:
             elif self._group is not None and not self._launched:
                 # before the go; when it is too late for that, `_hold` tells PID 1
                 self._help(self._tools.launcher.cancel(self.job.id))
-            if (
-                self._group is not None
-            ):  # else it is about to be begun again, and looks at the state
+            if self._group is not None:  # else it is begun again soon, and looks at the state
                 self._help(self._backstop(self._tools.grace_us))
             # in order behind what was put before, and before the final record, which alone must be
             # durable: the job is being stopped, whatever the disk says

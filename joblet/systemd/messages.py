@@ -18,10 +18,9 @@ LIMITS_NOT_ENFORCED: Final = "398249665693426fbdd59414447bf323"
 LINES_LEFT_OUT: Final = "70d9823466cf428e953b0161133be78a"  # of a job, in the journal's copy
 JOBS_TAKEN_BACK: Final = "0a5edbe9026e499c97170e82026da073"
 
-CHANGE: Final = (
-    "6b5e0d8b7d1c4a3f9a7f0f3a2f5d9c11"  # the audit: a client changed something, or tried
-)
-CHANGE_REFUSED: Final = "413ea2fcc5f1489b8d656e65ccd5936d"  # the audit: it was not allowed to
+# The audit: a client changed something, or tried; it was not allowed to.
+CHANGE: Final = "6b5e0d8b7d1c4a3f9a7f0f3a2f5d9c11"
+CHANGE_REFUSED: Final = "413ea2fcc5f1489b8d656e65ccd5936d"
 
 INIT_MODE_AWAY: Final = "959748ea460647f7875ff9305c4239b1"
 STRANGER_REFUSED: Final = "018276d561ba40e78410eff4d54e13c5"  # at init mode's socket
