@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from . import payload, roots, snapshot
 from .cache import Cache
 from .emulator import Emulator
-from .errors import BootFailed, CommandTimeout, RigError
+from .errors import BootFailed, CommandFailed, CommandTimeout, RigError
 from .machine import COMMAND_S, STOP_S, Command, Machine, Result, argv_of
 from .rundir import RunDir
 
@@ -120,17 +120,22 @@ class Vm(Machine):
 
     def poweroff(self, timeout: float = STOP_S) -> None:
         if self.up:
-            self.helper(["systemctl", "--no-block", "poweroff"]).check()
-            self._ends(timeout)
+            self._goes_down("poweroff", timeout)
 
     def reboot(self, timeout: float = STOP_S + snapshot.BOOT_S) -> None:
         begun = time.monotonic()
-        self.helper(["systemctl", "--no-block", "reboot"]).check()
-        self._ends(timeout)  # -no-reboot: the emulator ends instead
+        self._goes_down("reboot", timeout)  # -no-reboot: the emulator ends instead
         self.again(max(timeout - (time.monotonic() - begun), 1.0))
 
-    def _ends(self, timeout: float) -> None:
+    def _goes_down(self, verb: str, timeout: float) -> None:
+        """Asks systemd for it, and waits until the emulator has ended."""
         assert self._emulator is not None
+        try:
+            self.helper(["systemctl", "--no-block", verb]).check()
+        except (CommandFailed, CommandTimeout):
+            raise
+        except RigError:
+            pass  # down before it had answered; if not, the wait says so
         try:
             self._emulator.wait(timeout)
         except RigError as error:
