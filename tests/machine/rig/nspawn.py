@@ -292,10 +292,11 @@ class Nspawn(Machine):
         return result.check() if check else result
 
     def _answers(self) -> bool:
-        """Whether a process can be started in it: of a machine that dies, the commands end first,
-        with codes that are not theirs, and systemd-nspawn's exit is seen later."""
+        """Whether its systemd answers: of a machine that dies, the commands end first, with codes
+        that are not theirs, and systemd-nspawn's exit is seen later. To start a process is no
+        proof: the kernel lets one in until PID 1's end has come to its PID namespace."""
         try:
-            return self.helper(["true"]).code == 0
+            return self.helper(["systemctl", "show", "--property=Version"]).code == 0
         except RigError:
             return False
 
