@@ -27,6 +27,7 @@ from joblet.config.reading import ConfigurationError
 from joblet.config.server import (
     SEARCH,
     Loaded,
+    LogPersistence,
     ServerConfig,
     find,
     load,
@@ -52,6 +53,7 @@ __all__ = [
     "ConfigurationError",
     "InitPolicy",
     "Loaded",
+    "LogPersistence",
     "ServerConfig",
     "duration_us",
     "find",

@@ -184,6 +184,7 @@ class Paths:
 
     state_dir: str = setting("state_dir", PATH, "/var/lib/joblet/state")
     logs_dir: str = setting("logs_dir", PATH, "/var/lib/joblet/logs")
+    stage_dir: str = setting("stage_dir", PATH, "/run/joblet-stage")
     init_socket: str = setting("init_socket", PATH, "/run/joblet-init.sock")
 
 

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import datetime
 import logging
+import os
 import signal
 import time
 import uuid
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from joblet import __version__, config
-from joblet.config import Loaded, ServerConfig
+from joblet.config import Loaded, LogPersistence, ServerConfig
 from joblet.errors import Internal, JobletError
 from joblet.model import Limits
 from joblet.server import access, events
@@ -32,7 +33,7 @@ from joblet.server.journal import Copier
 from joblet.server.launcher import Launcher
 from joblet.server.limits import CONTROLLERS, MIB, Enforcement
 from joblet.server.load import Load
-from joblet.server.logs import LogStore
+from joblet.server.logs import Batching, Bounds, LogStore
 from joblet.server.records import Records
 from joblet.server.rpc import listener, runtimes
 from joblet.server.rpc.jobs import JobService
@@ -50,6 +51,8 @@ log = logging.getLogger(__name__)
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 STOP_S: Final = 5.0  # of each step of the stop
+STORE_S: Final = 90.0  # of the one that moves what is staged to the disk; less than TimeoutStopSec
+IDLE_LOGS: Final = 1024  # that keep their files open: more jobs than a host usually runs at once
 CALLS_S: Final = 1.0  # that calls under way have when the server stops
 
 
@@ -96,13 +99,18 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
         stack.push_async_callback(_bounded, "close the records", records.close)
         logs = LogStore(
             settings.paths.logs_dir,
+            settings.paths.stage_dir,
             clock_us=_clock_us,
+            bounds=_bounds(settings.log_persistence),
+            batching=Batching(flush_s=settings.log_persistence.flush_interval_us / 1e6),
+            rotation_bytes=settings.log_persistence.rotation_bytes,
+            max_idle_logs=IDLE_LOGS,
             boot_id=boot_id,
             on_trouble=Troubles(loop.time).tell,
             on_death=died,
         )
         await logs.start()
-        stack.push_async_callback(_bounded, "close the log store", logs.stop)
+        stack.push_async_callback(_bounded, "close the log store", logs.stop, STORE_S)
         launcher = Launcher(settings.paths.init_socket)
         await stack.enter_async_context(_background(launcher.run()))
         notifier.status("starting: waiting for init mode (joblet-init.service)")
@@ -147,6 +155,15 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
     if faults:  # systemd starts a server that reads again; the jobs have kept their pipes
         raise faults[0]
     return 0
+
+
+def _bounds(settings: LogPersistence) -> Bounds:
+    ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Bounds(
+        limit_bytes=settings.stage_bytes(ram),
+        limit_chunks=settings.queue_chunks,
+        batch_chunks=settings.batch_chunks,
+    )
 
 
 def _enforcement(settings: ServerConfig) -> Enforcement:
@@ -212,12 +229,12 @@ async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         await asyncio.wait([task], timeout=STOP_S)
 
 
-async def _bounded(what: str, step: Callable[[], Awaitable[None]]) -> None:
+async def _bounded(what: str, step: Callable[[], Awaitable[None]], seconds: float = STOP_S) -> None:
     try:
-        async with asyncio.timeout(STOP_S):
+        async with asyncio.timeout(seconds):
             await step()
     except TimeoutError:
-        log.error("could not %s within %g s", what, STOP_S)
+        log.error("could not %s within %g s", what, seconds)
     except Exception:
         log.exception("could not %s", what)
 

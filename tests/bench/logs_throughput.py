@@ -69,8 +69,12 @@ class Producers:
 
 def into_store(directory: Path, producers: Producers, each: int, settings: Settings) -> float:
     async def main() -> float:
+        stage = Path(tempfile.mkdtemp(dir="/dev/shm"))
         store = LogStore(
-            directory / "logs", clock_us=lambda: time.time_ns() // 1000, settings=settings
+            directory / "logs",
+            stage,
+            clock_us=lambda: time.time_ns() // 1000,
+            settings=settings,
         )
         await store.start()
         logs = []
@@ -83,6 +87,9 @@ def into_store(directory: Path, producers: Producers, each: int, settings: Setti
         producers.go()
         for log in logs:
             await log.wait_ended()
+        read = time.monotonic() - begin
+        for log in logs:
+            await asyncio.to_thread(log.core.store)
         took = time.monotonic() - begin
         if any(log.size != each for log in logs):
             raise SystemExit("bytes are missing")
@@ -94,8 +101,13 @@ def into_store(directory: Path, producers: Producers, each: int, settings: Setti
                 if not isinstance(chunk, Chunk) or chunk.data != sent:
                     raise SystemExit("bytes differ")
         chunks = sum(reader.chunks for reader in store.statistics().readers)
-        print(f"      chunks of {len(logs) * each // chunks:>7} bytes on average", file=sys.stderr)
+        size = len(logs) * each
+        print(
+            f"      chunks of {size // chunks} bytes, read in {read / took:.2f} of the time",
+            file=sys.stderr,
+        )
         await store.stop()
+        shutil.rmtree(stage)
         return took
 
     return asyncio.run(main())

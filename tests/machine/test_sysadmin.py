@@ -61,8 +61,8 @@ def test_the_server_is_shut_in_as_it_runs(machine: Nspawn) -> None:
 
 def test_the_stage_mounts_as_it_says(fresh_machine: Nspawn) -> None:
     unit = UNITS[-1]
-    assert show(fresh_machine, unit, "ActiveState") == "inactive"  # nobody wants it yet
-    fresh_machine.run(["systemctl", "start", unit]).check()
+    wait_served(fresh_machine)
+    assert show(fresh_machine, unit, "ActiveState") == "active"
     found = fresh_machine.run("findmnt -n -o FSTYPE,OPTIONS /run/joblet-stage").check().text
     kind, options = found.split()
     assert kind == "tmpfs"

@@ -9,6 +9,20 @@ from joblet.server.logs.follower import Follower
 from joblet.server.logs.format import ERR, OUT, GapKind
 from joblet.server.logs.joblog import JobLog
 from joblet.server.logs.reader import Settings
+from joblet.server.logs.stage import Bounds
 from joblet.server.logs.store import LogStore
+from joblet.server.logs.writer import Batching
 
-__all__ = ["ERR", "OUT", "Chunk", "Follower", "Gap", "GapKind", "JobLog", "LogStore", "Settings"]
+__all__ = [
+    "ERR",
+    "OUT",
+    "Batching",
+    "Bounds",
+    "Chunk",
+    "Follower",
+    "Gap",
+    "GapKind",
+    "JobLog",
+    "LogStore",
+    "Settings",
+]

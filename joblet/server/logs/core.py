@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: MIT
 """A log's state and files, for the threads that write and read it. Everything here may block.
 
-Invariants: `written[S]` bytes lie in the file of stream S, put there by the stream's one writer
+Invariants: of stream S, `written[S]` bytes have come, put into the stage by the stream's one writer
 (its reader thread, or an import while no pipe is attached); `state.held[S]` of them are entered,
-and nobody reads the others. A record is counted in only after it was written whole, under `lock`.
+and nobody reads the others; `stored[S]` of these are in its segments. A record is counted in only
+after it was written whole, under `lock`, into the stage's index; the first `stored_records` are in
+that on the disk. Both counts grow before what they count is freed in the stage: who has read there
+looks at them again.
 
 Must not import anything of joblet but joblet.errors and its neighbours format, files, mask,
-recovery.
+recovery, segments, stage.
 """
 
 import asyncio
+import collections
+import contextlib
 import dataclasses
 import enum
+import errno
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -19,11 +25,15 @@ from typing import Final
 
 from joblet.errors import FailedPrecondition, Internal, JobletError
 from joblet.server.logs import format as fmt
-from joblet.server.logs.files import LogFiles, sync_directory
+from joblet.server.logs.files import LogFiles, sync_directory, write_all
 from joblet.server.logs.format import GapKind, IndexState, Kind, Record
 from joblet.server.logs.mask import Mask, stars
 from joblet.server.logs.recovery import append, unknown_gap
+from joblet.server.logs.segments import BLOCK_BYTES, Missing, Segments
+from joblet.server.logs.stage import Room, StagedLog
 
+# The stage's room is given back after so many bytes were stored.
+_FREE_BYTES: Final = 1 << 20
 # Records read at once: few at first, because a follower at the end wants one or two.
 _FIRST_RECORDS = 32
 _MORE_RECORDS = 2048
@@ -81,31 +91,60 @@ class LogCore:
         files: LogFiles,
         state: IndexState,
         *,
+        segments: dict[int, Segments],
+        staged: StagedLog,
+        room: Room,
         clock_us: Callable[[], int],
         wake: Callable[["LogCore"], None],
+        on_staged: Callable[["LogCore"], None],
         on_dirty: Callable[["LogCore"], None],
         on_clean: Callable[["LogCore"], None],
         step: Callable[[str], None],
     ) -> None:
         self.job_id = job_id
         self.files = files
+        self.staged = staged
         self.state = state
         self.written = list(state.held)
+        self.stored = list(state.held)
+        self.stored_records = state.records
         self.lock = threading.Lock()
         self.step = step
         self.mask: Mask | None = None  # secrets that nobody reads; set before anybody reads
+        self.pending = False  # the writer knows that something is to be stored
         # These five belong to the event loop.
         self.closed: JobletError | None = None  # why nobody can use the log any more
         self.given_up: JobletError | None = None  # why nobody attends to the job any more
         self.trouble: JobletError | None = None  # why reading rests
         self.waiters: set[asyncio.Future[None]] = set()
         self.owner: object = None  # the JobLog: it is there as long as anybody uses this
+        self._segments = segments
+        self._room = room
         self._clock_us = clock_us
         self._wake = wake
+        self._on_staged = on_staged
         self._on_dirty = on_dirty
         self._on_clean = on_clean
         self._dirty = not state.all_ended  # what recovery wrote; the store knows
         self._names_synced = False
+        self._storing = threading.Lock()
+        self._skips: dict[int, collections.deque[tuple[int, int]]] = {
+            stream: collections.deque() for stream in fmt.STREAMS
+        }
+
+    @contextlib.contextmanager
+    def pinned(self) -> Iterator[None]:
+        """The log's files stay open."""
+        with self.files.pinned(), self.staged.files.pinned():
+            yield
+
+    def pin(self) -> None:
+        self.files.pin()
+        self.staged.files.pin()
+
+    def unpin(self) -> None:
+        self.staged.files.unpin()
+        self.files.unpin()
 
     @property
     def size(self) -> int:
@@ -126,7 +165,27 @@ class LogCore:
             while (left := self.written[stream] - state.held[stream]) > 0:
                 part = min(left, fmt.MAX_DATA_BYTES)
                 self._append(Kind.DATA, stream, part, state.held[stream])
-        self._wake(self)
+        self._grew()
+
+    def discard(self, stream: int, kind: GapKind) -> None:
+        """Enter what was written of a stream and not entered as a gap: nobody will read it.
+
+        Raises OSError; then all or part of it can still be entered or discarded.
+        """
+        state = self.state
+        with self.lock:
+            begin = state.held[stream]
+            count = self.written[stream] - begin
+            if count == 0:
+                return
+            self._touch()
+            self._skips[stream].append((begin, begin + count))
+            try:
+                self._append(Kind.GAP, stream, fmt.gap_length(kind, unknown=False), count)
+            except OSError:
+                self._skips[stream].pop()
+                raise
+        self._grew()
 
     def end(self, stream: int) -> None:
         """Enter the end of a stream, once. Raises OSError."""
@@ -135,7 +194,7 @@ class LogCore:
             if stream not in self.state.ended:
                 self._touch()
                 self._append(Kind.END, stream, 0, self.state.held[stream])
-        self._wake(self)
+        self._grew()
 
     def expect(self, streams: frozenset[int]) -> None:
         """Enter which streams the log has. Raises OSError, FailedPrecondition if they change."""
@@ -148,27 +207,32 @@ class LogCore:
             if known is None:
                 self._touch()
                 self._append(Kind.EXPECT, 0, fmt.stream_mask(streams), 0)
-        self._wake(self)
+        self._grew()
 
     def gap(self, kind: GapKind, stream: int, count: int | None) -> None:
         """Enter a gap of `count` offsets; None: nobody knows, up to the next multiple of 2^40.
 
-        One of unknown count is synced before anything can follow: an offset is given out once.
-        Raises OSError, FailedPrecondition if the log has ended.
+        For what never came here; see `discard`. One of unknown count is synced before anything
+        can follow: an offset is given out once. Raises OSError, FailedPrecondition if the log has
+        ended.
         """
-        with self.lock:
-            if self.state.all_ended:
-                raise FailedPrecondition(
-                    f"enter a gap in the log of job {self.job_id}", "the log has ended"
-                )
-            self._touch()
-            if count is None:
-                record = unknown_gap(self.state, kind, stream, self._clock_us())
-                append(self.files.index(), self.state, record)
+        if count is None:
+            with self._storing, self.pinned(), self.lock:
+                self._may_gap()
+                self._take_in(unknown_gap(self.state, kind, stream, self._clock_us()))
+                self._store(self.state.records, self.state.held)
                 os.fdatasync(self.files.index())
-            else:
+        else:
+            with self.lock:
+                self._may_gap()
                 self._append(Kind.GAP, stream, fmt.gap_length(kind, unknown=False), count)
-        self._wake(self)
+        self._grew()
+
+    def _may_gap(self) -> None:
+        if self.state.all_ended:
+            what = f"enter a gap in the log of job {self.job_id}"
+            raise FailedPrecondition(what, "the log has ended")
+        self._touch()
 
     def tail_is_lost(self, stream: int) -> bool:
         """Whether the log ends with a gap that hides what was lost of the stream's end."""
@@ -202,18 +266,89 @@ class LogCore:
         self.step("rest:marked")
         return held - begins
 
-    def sync(self) -> None:
-        """Make durable what is entered now. Raises OSError; then nothing is known to be durable.
+    def store(self) -> bool:
+        """Move what is entered now from the stage to the store; whether anything was.
 
-        The streams' files go first: an index that says too little only costs a second look.
+        Raises OSError; then part of it was, and it may be repeated.
         """
-        with self.files.pinned():
+        with self._storing, self.pinned():
+            self.pending = False  # before: what comes from now on is told again
+            with self.lock:
+                records = self.state.records
+                held = list(self.state.held)
+            if records == self.stored_records:
+                return False
+            self._store(records, held)
+        return True
+
+    def _store(self, records: int, held: list[int]) -> None:
+        """The first `records` records and the bytes that they are about."""
+        for stream in fmt.STREAMS:
+            if self.stored[stream] < held[stream]:
+                self._store_stream(stream, held[stream])
+        first = number = self.stored_records
+        while number < records:
+            raw = self.staged.read_index(number, min(_MORE_RECORDS, records - number))
+            if not raw:
+                raise OSError(errno.EIO, f"record {number} is not in the stage")
+            write_all(self.files.index(), raw, number * fmt.RECORD_BYTES)
+            number += len(raw) // fmt.RECORD_BYTES
+        self.step("store:index")
+        self.stored_records = records
+        self._room.free(0, records - first)
+        self.staged.free_index(first, records)
+        if self.state.all_ended and self.state.records == records:
+            self.staged.remove()
+        self.step("store:freed")
+
+    def _store_stream(self, stream: int, held: int) -> None:
+        """The bytes of a stream up to the position `held`."""
+        freed = self.stored[stream]
+        buffer = memoryview(bytearray(min(BLOCK_BYTES, held - freed)))
+        try:
+            while (position := self.stored[stream]) < held:
+                self.stored[stream] = self._store_block(stream, position, held, buffer)
+                self.step("store:copied")
+                if self.stored[stream] - freed >= _FREE_BYTES:
+                    freed = self._free(stream, freed)
+        finally:
+            self._free(stream, freed)
+
+    def _store_block(self, stream: int, position: int, held: int, buffer: memoryview) -> int:
+        """One block; the position behind it."""
+        segments, skips = self._segments[stream], self._skips[stream]
+        if skips and skips[0][0] == position:
+            segments.skip(skips[0][1])
+            return skips.popleft()[1]
+        end = min(held, skips[0][0]) if skips else held
+        count = self.staged.read_into(stream, position, buffer[: end - position])
+        if count == 0:
+            raise OSError(errno.EIO, f"byte {position} of stream {stream} is not in the stage")
+        segments.append(position, buffer[:count])
+        return position + count
+
+    def _free(self, stream: int, begin: int) -> int:
+        end = self.stored[stream]
+        if end > begin:
+            self.staged.free(stream, begin, end)
+            self._room.free(end - begin, 0)
+        return end
+
+    def sync(self) -> None:
+        """Store what is entered now, and make it durable.
+
+        Raises OSError; then nothing is known to be durable. The bytes go first: an index that says
+        too little only costs a second look.
+        """
+        with self.pinned():
             with self.lock:  # before: what is entered meanwhile makes it dirty again
                 self._dirty = False
                 self._on_clean(self)
             try:
-                for fd in self.files.existing():
-                    os.fdatasync(fd)
+                self.store()
+                for segments in self._segments.values():
+                    segments.sync()
+                os.fdatasync(self.files.index())
                 if not self._names_synced:
                     sync_directory(self.files.path)
                     sync_directory(self.files.path.parent)
@@ -231,7 +366,7 @@ class LogCore:
         """
         total = self.state.records
         offset = place.offset
-        with self.files.pinned():
+        with self.pinned():
             number = place.record or self._find(offset, total)
             first: Record | None = None
             gap: tuple[Gap, Place] | None = None
@@ -264,19 +399,18 @@ class LogCore:
             if first is None:
                 return None
             position = first.arg + offset - first.offset
-            data = os.pread(self.files.stream(first.stream), taken, position)
-            if data and self.mask is not None:
+            try:
+                data = self._bytes(first.stream, position, taken)
+            except Missing as missing:
+                end = offset + missing.count
+                lost = Gap(offset, GapKind.LOST, missing.count, first.stream, first.time_us, end)
+                return lost, Place(end, 0)
+            if self.mask is not None:
                 shown = self._shown(self.mask, first.stream, position, offset, data)
                 if not shown:
                     return HELD
                 number = number if len(shown) == len(data) else 0
                 data = shown
-        if not data:
-            raise Internal(
-                f"read the output of job {self.job_id}",
-                f"{taken} bytes at {position} of stream {first.stream} are not in its file",
-                hint="something else changed the log's files; restart joblet.service to repair it",
-            )
         behind = Place(offset + len(data), number if len(data) == taken else 0)
         return Chunk(offset, data, first.stream, first.time_us), behind
 
@@ -291,11 +425,10 @@ class LogCore:
             ended = stream in self.state.ended
             held = self.state.held[stream]
             size = self.state.size
-        fd = self.files.stream(stream)
         end = position + len(data)
         first = max(0, position - mask.reach)
-        before = os.pread(fd, position - first, first)
-        after = os.pread(fd, min(mask.reach, held - end), end) if end < held else b""
+        before = self._before(stream, first, position)
+        after = self._behind(stream, end, min(held, end + mask.reach))
         shown = mask.covered(before, data, after)
         if ended or end + len(after) < held:
             return shown
@@ -307,13 +440,61 @@ class LogCore:
             return kept
         return kept + stars(undecided)
 
+    def _bytes(self, stream: int, position: int, count: int) -> bytes:
+        """At least one byte of a stream, wherever they lie. Raises Missing, OSError."""
+        while True:
+            stored = self.stored[stream]
+            if position < stored:
+                return self._segments[stream].read(position, min(count, stored - position))
+            try:
+                data = self.staged.read(stream, position, count)
+            except FileNotFoundError:
+                data = b""
+            # what has been stored meanwhile may have been freed before it was read
+            if self.stored[stream] <= position:
+                if not data:
+                    raise Missing(count, "they are not in the stage")
+                return data
+
+    def _before(self, stream: int, begin: int, end: int) -> bytes:
+        """The bytes up to `end`, from `begin` on or from behind what cannot be read."""
+        found = bytearray()
+        while begin < end:
+            try:
+                found += (data := self._bytes(stream, begin, end - begin))
+                begin += len(data)
+            except Missing as missing:
+                found.clear()
+                begin += missing.count
+        return bytes(found)
+
+    def _behind(self, stream: int, begin: int, end: int) -> bytes:
+        """The bytes from `begin` on, up to `end` or to what cannot be read."""
+        found = bytearray()
+        with contextlib.suppress(Missing):
+            while begin < end:
+                found += (data := self._bytes(stream, begin, end - begin))
+                begin += len(data)
+        return bytes(found)
+
     def place(self, offset: int) -> Place:
         """Where to begin reading at `offset`; found when it is read."""
         return Place(offset, 0)
 
     def _append(self, kind: Kind, stream: int, length: int, arg: int) -> None:
-        record = Record(kind, stream, length, self._clock_us(), self.state.size, arg)
-        append(self.files.index(), self.state, record)
+        self._take_in(Record(kind, stream, length, self._clock_us(), self.state.size, arg))
+
+    def _take_in(self, record: Record) -> None:
+        state = self.state
+        records, held = state.records, sum(state.held)
+        append(self.staged.index(), state, record)
+        self._room.take(sum(state.held) - held, state.records - records)
+
+    def _grew(self) -> None:
+        if not self.pending:
+            self.pending = True
+            self._on_staged(self)
+        self._wake(self)
 
     def _touch(self) -> None:
         if not self._dirty:
@@ -322,11 +503,10 @@ class LogCore:
 
     def _find(self, offset: int, total: int) -> int:
         """The number of a record that covers `offset`, or of one shortly before it."""
-        index = self.files.index()
         low, high = 1, total  # record 0 is the header
         while low < high:
             middle = (low + high) // 2
-            raw = os.pread(index, fmt.RECORD_BYTES, middle * fmt.RECORD_BYTES)
+            raw = self._raw_records(middle, 1)
             record = fmt.decode_trusted(raw) if len(raw) == fmt.RECORD_BYTES else None
             if record is None:
                 raise self._damaged(middle)
@@ -337,11 +517,10 @@ class LogCore:
         return max(1, low - 1)
 
     def _records(self, number: int, total: int) -> Iterator[Record]:
-        index = self.files.index()
         batch = _FIRST_RECORDS
         while number < total:
             count = min(batch, total - number)
-            raw = os.pread(index, count * fmt.RECORD_BYTES, number * fmt.RECORD_BYTES)
+            raw = self._raw_records(number, count)
             for at in range(0, len(raw) - fmt.RECORD_BYTES + 1, fmt.RECORD_BYTES):
                 record = fmt.decode_trusted(raw, at)
                 if record is None:
@@ -351,6 +530,20 @@ class LogCore:
             if len(raw) < fmt.RECORD_BYTES:
                 raise self._damaged(number)
             batch = _MORE_RECORDS
+
+    def _raw_records(self, number: int, count: int) -> bytes:
+        """Records from `number` on, at most `count`, wherever they lie. Raises OSError."""
+        while True:
+            stored = self.stored_records
+            if number < stored:
+                size = min(count, stored - number) * fmt.RECORD_BYTES
+                return os.pread(self.files.index(), size, number * fmt.RECORD_BYTES)
+            try:
+                raw = self.staged.read_index(number, count)
+            except FileNotFoundError:
+                raw = b""
+            if self.stored_records <= number:
+                return raw
 
     def _damaged(self, number: int) -> Internal:
         return Internal(

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""The directory that logs lie in: whose it is, what it can do, and how its last user left it.
+"""The directories that logs lie in, on the disk and in the stage: whose they are, what they can do,
+and how their last user left them.
 
     <directory>/.lock            locked by the one process that uses the directory
     <directory>/.clean           tag of the boot whose last server stopped cleanly
-    <directory>/<job id>/        a log: out, err, index (format.IndexState)
+    <directory>/<job id>/        a log: index (format.IndexState) and segments (segments.Segments)
     <directory>/.removed-<id>/   a log that is being removed
+    <stage>/.lock                likewise
+    <stage>/<job id>/            what of a log is not in its directory yet (stage)
 
 Blocking. Must not import anything of joblet but joblet.errors and its neighbours files, recovery.
 """
@@ -21,7 +24,7 @@ from typing import Final
 
 from joblet.errors import FailedPrecondition, InvalidArgument
 from joblet.server.logs.faults import fault
-from joblet.server.logs.files import INDEX_NAME, STREAM_NAMES, sync_directory, write_all
+from joblet.server.logs.files import INDEX_NAME, sync_directory, write_all
 from joblet.server.logs.recovery import UNKNOWN_BOOT
 
 _JOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
@@ -37,27 +40,30 @@ _CANNOT_SPLICE: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class LogDirectory:
-    """Valid between `take` and `release`. `boot_id`: this boot, None asks the kernel.
+    """Valid between `take` and `release`. `stage`: on a tmpfs, see stage. `boot_id`: this boot,
+    None asks the kernel.
 
     `boot` is the tag of this boot, `clean_boot` of one that ended with a clean stop, everything
     synced, or UNKNOWN_BOOT.
     """
 
-    def __init__(self, path: Path, boot_id: str | None) -> None:
+    def __init__(self, path: Path, stage: Path, boot_id: str | None) -> None:
         self.path = path
+        self.stage = stage
         self.boot = self.clean_boot = UNKNOWN_BOOT
         self._boot_id = boot_id
-        self._lock_fd = -1
+        self._locks: list[int] = []
 
     def take(self) -> None:
-        """Raises FailedPrecondition if another process has it or its filesystem cannot splice,
-        ResourceExhausted or Internal if the disk refuses. Then nothing is held."""
+        """Raises FailedPrecondition if another process has them or the stage's filesystem cannot
+        splice, ResourceExhausted or Internal if the disk refuses. Then nothing is held."""
         what = f"keep output in {self.path}"
         try:
-            self.path.mkdir(_DIRECTORY_MODE, parents=True, exist_ok=True)
-            self._lock_fd = os.open(self.path / _LOCK, os.O_RDWR | _FLAGS, _FILE_MODE)
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock(self.path)
+            what = f"stage output in {self.stage}"
+            self._lock(self.stage)
             self._probe_splice(what)
+            what = f"keep output in {self.path}"
             boot_id = self._boot_id or _BOOT_ID.read_text(encoding="ascii").strip()
             self.boot = _boot_tag(boot_id)
             self.clean_boot = self._take_clean_mark()
@@ -77,9 +83,14 @@ class LogDirectory:
             raise
 
     def release(self) -> None:
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+        while self._locks:
+            os.close(self._locks.pop())
+
+    def _lock(self, path: Path) -> None:
+        path.mkdir(_DIRECTORY_MODE, parents=True, exist_ok=True)
+        fd = os.open(path / _LOCK, os.O_RDWR | _FLAGS, _FILE_MODE)
+        self._locks.append(fd)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def mark_clean(self) -> None:
         """Say that all of this boot is synced so far; `take` takes it back. Raises OSError."""
@@ -99,13 +110,21 @@ class LogDirectory:
             raise InvalidArgument("use a log", f"{job_id!r} is not a job id")
         return self.path / job_id
 
+    def stage_path(self, job_id: str) -> Path:
+        """Where what is staged of a log lies. Raises as log_path."""
+        return self.stage / self.log_path(job_id).name
+
+    def list_staged(self) -> list[str]:
+        """Ids of the logs of which something is staged, sorted. Raises OSError."""
+        return _logs_in(self.stage)
+
     def holds(self, job_id: str) -> bool:
         return (self.log_path(job_id) / INDEX_NAME).exists()
 
     def has_something(self, job_id: str) -> bool:
         """Whether anything of a log is there, however damaged."""
-        path = self.log_path(job_id)
-        return any((path / name).exists() for name in (INDEX_NAME, *STREAM_NAMES.values()))
+        paths = (self.log_path(job_id), self.stage_path(job_id))
+        return any(path.is_dir() and any(path.iterdir()) for path in paths)
 
     def make(self, job_id: str) -> Path:
         """The directory of a log, made if it is not there. Raises OSError."""
@@ -115,21 +134,19 @@ class LogDirectory:
 
     def list(self) -> list[str]:
         """Ids of the logs, sorted. Raises OSError."""
-        with os.scandir(self.path) as entries:
-            return sorted(
-                entry.name for entry in entries if _JOB_ID.fullmatch(entry.name) and entry.is_dir()
-            )
+        return _logs_in(self.path)
 
     def remove(self, job_id: str) -> None:
         """Remove a log: at once from the list, then its files. Raises OSError."""
         aside = self.path / f"{_REMOVED}{job_id}"
         shutil.rmtree(aside, ignore_errors=True)  # of a removal that was cut short
+        shutil.rmtree(self.stage_path(job_id), ignore_errors=True)
         self.log_path(job_id).rename(aside)
         shutil.rmtree(aside)
 
     def _probe_splice(self, what: str) -> None:
         """Move a byte from a pipe into a file, as the readers will."""
-        path = self.path / _PROBE
+        path = self.stage / _PROBE
         with contextlib.ExitStack() as stack:
             target = os.open(path, os.O_RDWR | os.O_TRUNC | _FLAGS, _FILE_MODE)
             stack.callback(os.close, target)
@@ -146,7 +163,7 @@ class LogDirectory:
                 raise FailedPrecondition(
                     what,
                     "its filesystem cannot take data from a pipe (splice)",
-                    hint="set a directory on ext4, xfs, btrfs or tmpfs",
+                    hint="set paths.stage_dir to a directory on a tmpfs",
                 ) from exc
 
     def _take_clean_mark(self) -> int:
@@ -161,6 +178,13 @@ class LogDirectory:
             mark.unlink()
             sync_directory(self.path)
         return boot
+
+
+def _logs_in(path: Path) -> list[str]:
+    with os.scandir(path) as entries:
+        return sorted(
+            entry.name for entry in entries if _JOB_ID.fullmatch(entry.name) and entry.is_dir()
+        )
 
 
 def _boot_tag(boot_id: str) -> int:

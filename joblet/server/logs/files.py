@@ -24,6 +24,7 @@ STREAM_NAMES: Final = {OUT: "out", ERR: "err"}
 
 _OPEN_FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 _FILE_MODE: Final = 0o600
+_DIRECTORY_MODE: Final = 0o700
 
 
 class FileCache:
@@ -54,7 +55,7 @@ class FileCache:
         _close_all(surplus)
 
     def drop(self, path: Path) -> None:
-        """Close the files of the log at `path`: those idle now, those in use when unpinned."""
+        """Close the idle files in the directory `path`."""
         surplus: list[int] = []
         with self._lock:
             for files in [files for files in self._idle if files.path == path]:
@@ -73,7 +74,7 @@ class FileCache:
 
 
 class LogFiles:
-    """The files of the log in directory `path`. Descriptors are valid within `pinned()` only."""
+    """The files in directory `path` of a log. Descriptors are valid within `pinned()` only."""
 
     def __init__(self, path: Path, cache: FileCache) -> None:
         self.path = path
@@ -97,28 +98,43 @@ class LogFiles:
     def unpin(self) -> None:
         self._cache.unpin(self)
 
+    def get(self, name: str, *, create: bool = False) -> int:
+        """A descriptor that stays the log's. `create`: the directory, too, if it is not there.
+
+        Raises OSError (FileNotFoundError).
+        """
+        with self._lock:
+            fd = self._open.get(name)
+            if fd is None:
+                fd = self._open[name] = self._opened(name, create=create)
+            return fd
+
+    def let_go(self, name: str) -> None:
+        """Close a file that nobody has the descriptor of any more."""
+        with self._lock:
+            fd = self._open.pop(name, None)
+        if fd is not None:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def reading(self, name: str) -> Iterator[int]:
+        """A descriptor for the time of the block. Raises OSError (FileNotFoundError)."""
+        fd = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def names(self) -> list[str]:
+        """What lies in the directory, sorted; nothing if there is none. Raises OSError."""
+        try:
+            return sorted(entry.name for entry in self.path.iterdir())
+        except FileNotFoundError:
+            return []
+
     def index(self, *, create: bool = False) -> int:
         """Raises OSError."""
-        return self._get(INDEX_NAME, create=create)
-
-    def stream(self, stream: int, *, create: bool = False) -> int:
-        """Raises OSError (FileNotFoundError if the stream never said anything)."""
-        return self._get(STREAM_NAMES[stream], create=create)
-
-    def length(self, stream: int) -> int:
-        """Bytes in a stream's file; 0 if there is none. Raises OSError."""
-        try:
-            return os.fstat(self.stream(stream)).st_size
-        except FileNotFoundError:
-            return 0
-
-    def existing(self) -> list[int]:
-        """The descriptors of the log's files: the streams' first, the index last."""
-        found: list[int] = []
-        for stream in STREAM_NAMES:
-            with contextlib.suppress(FileNotFoundError):
-                found.append(self.stream(stream))
-        return [*found, self.index()]
+        return self.get(INDEX_NAME, create=create)
 
     def replace_index(self) -> None:
         """Put the new index in the index's place, durably. Raises OSError."""
@@ -141,14 +157,15 @@ class LogFiles:
             self._open.clear()
         return taken
 
-    def _get(self, name: str, *, create: bool) -> int:
-        with self._lock:
-            fd = self._open.get(name)
-            if fd is None:
-                flags = _OPEN_FLAGS | (os.O_CREAT if create else 0)
-                fd = os.open(self.path / name, flags, _FILE_MODE)
-                self._open[name] = fd
-            return fd
+    def _opened(self, name: str, *, create: bool) -> int:
+        path = self.path / name
+        if not create:
+            return os.open(path, _OPEN_FLAGS)
+        try:
+            return os.open(path, _OPEN_FLAGS | os.O_CREAT, _FILE_MODE)
+        except FileNotFoundError:
+            self.path.mkdir(_DIRECTORY_MODE, exist_ok=True)
+            return os.open(path, _OPEN_FLAGS | os.O_CREAT, _FILE_MODE)
 
 
 def sync_directory(path: Path) -> None:

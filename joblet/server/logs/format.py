@@ -56,6 +56,9 @@ class GapKind(enum.StrEnum):
     EXPIRED = "expired"  # retention
 
 
+# Of these the log knows the stream and has its bytes counted: what the server itself left out.
+LEFT_OUT: Final = (GapKind.SAMPLED, GapKind.DROPPED)
+
 _GAP_CODES: Final = {
     GapKind.LOST: 1,
     GapKind.SAMPLED: 2,
@@ -154,9 +157,10 @@ def mask_streams(mask: int) -> frozenset[int]:
 class IndexState:
     """What the first `records` records of an index say; also the specification of the format.
 
-    A log is a directory with the files `out` and `err` (what the streams 1 and 2 said, bytes
-    and nothing else; absent until needed) and `index`, which says in which order, when and at
-    which log offsets they arrived. All three are only ever appended to.
+    A log is a directory with what the streams 1 and 2 said (segments.Segments has the format) and
+    `index`, which says in which order, when and at which log offsets it arrived. Both are only
+    ever appended to. What is on its way there lies in the stage (see stage): the index as it is,
+    so that the index is the records here, and behind them those there.
 
     The index, version 1, is a sequence of records of 32 bytes, little endian, so that none
     crosses a page and a killed writer leaves a whole record or none:
@@ -176,10 +180,12 @@ class IndexState:
         kind    stream  length            arg
         HEADER  0       format version    tag of the boot the log was made in; always record 0,
                                           its offset is the magic number
-        DATA    1, 2    bytes             where they lie in the stream's file
+        DATA    1, 2    bytes             their position in the stream
         END     1, 2    0                 bytes of the stream; nothing of it follows
         GAP     0-2     gap kind, +0x100  offsets that it covers; +0x100: the count is not known,
-                        if not known      the gap runs to the next multiple of 2^40
+                        if not known      the gap runs to the next multiple of 2^40. Of the kinds
+                                          sampled and dropped it covers as many positions of the
+                                          stream, too
         MARK    1, 2    0                 N: the rest of the stream, which its job's PID 1 kept,
                                           begins where the log holds N bytes of the stream
         EXPECT  0       mask of streams   0; which streams the log will have, once
@@ -201,9 +207,9 @@ class IndexState:
     The valid prefix of an index is the longest that consists of records with the right
     checksums, each of which `accepts` when its turn comes. What follows is discarded; because it
     may have been read by someone, a gap of unknown count then takes its place, unless the log
-    had ended. Bytes of a stream's file behind those that DATA accounts for were moved by a
-    writer that was killed before it could enter them: they are entered by whoever opens the log.
-    Bytes that DATA accounts for and the file does not hold are replaced by gaps in place.
+    had ended. Bytes of a stream behind those that DATA accounts for were moved by a writer that
+    was killed before it could enter them: they are entered by whoever opens the log. Bytes at the
+    end of a stream that DATA accounts for and that are not there are replaced by gaps in place.
     """
 
     __slots__ = (
@@ -225,7 +231,7 @@ class IndexState:
     def __init__(self) -> None:
         self.records = 0
         self.size = 0  # log offset behind the last byte
-        self.held = [0, 0, 0]  # bytes entered, by stream
+        self.held = [0, 0, 0]  # bytes of each stream, entered or left out
         self.ended: frozenset[int] = frozenset()
         self.expected: frozenset[int] | None = None
         self.boot = 0
@@ -268,6 +274,8 @@ class IndexState:
         if kind is Kind.GAP:
             if record.arg == 0 or gap_kind(record) is None or self.all_ended:
                 return False
+            if gap_kind(record) in LEFT_OUT and (stream == ALL_STREAMS or stream in self.ended):
+                return False
             return self.loss_us is None or self._is_the_loss(record)
         if kind is Kind.EXPECT:
             return self.expected is None and record.length <= stream_mask(frozenset(STREAMS))
@@ -294,6 +302,8 @@ class IndexState:
             self.rest_lost.discard(stream)
         elif kind is Kind.GAP:
             self.loss_us = None
+            if gap_kind(record) in LEFT_OUT:
+                self.held[stream] += record.arg
             lost = gap_kind(record) is GapKind.LOST and gap_unknown(record)
             self.tail_lost = stream if lost else None
             if gap_kind(record) is GapKind.LOST and stream in self.marks:

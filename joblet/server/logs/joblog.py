@@ -314,7 +314,7 @@ class JobLog:
         """Run something that writes to the log in a thread, one at a time."""
 
         def pinned() -> _Result:
-            with self.core.files.pinned():
+            with self.core.pinned():
                 return function(*args)
 
         async def in_turn() -> _Result:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Threads that move what jobs say from their pipes into files, and enter it.
 
-A byte goes with splice from the pipe into the stream's file, inside the kernel: it is never in
-this process's memory, and it leaves the pipe if and only if it is in the file. Then it is entered.
-A process killed between the two leaves a file that is longer than its index says, which the
-next opening of the log enters.
+A byte goes with splice from the pipe into the stream's file in the stage, inside the kernel: it is
+never in this process's memory, and it leaves the pipe if and only if it is in the file. Then it is
+entered. A process killed between the two leaves a file that is longer than its index says, which
+the next opening of the log enters.
 
 Each thread has its own epoll over its own pipes; both streams of a log have the same thread,
 because splice into a file takes no lock. The pipes are watched edge-triggered: a pipe with news
@@ -16,9 +16,10 @@ When a round moved little, the thread sleeps for `pace_s` before the next one: s
 gather in the pipe meanwhile, and the first of them was already read. A pipe that fills within
 that time counts as busy.
 
-If the disk refuses, the pipe rests, with back-off, and fills: the job waits, nothing is lost.
+If the stage is full nobody is read: pipes fill, jobs wait, nothing is lost. If it refuses (its
+tmpfs has no page to give), the pipe rests, with back-off.
 
-Must not import anything of joblet but joblet.errors and its neighbours core, faults.
+Must not import anything of joblet but joblet.errors and its neighbours core, faults, stage.
 """
 
 import collections
@@ -38,6 +39,7 @@ from typing import Final
 from joblet.errors import Internal, JobletError, Unavailable
 from joblet.server.logs.core import LogCore
 from joblet.server.logs.faults import fault
+from joblet.server.logs.stage import Room
 
 _MAX_EVENTS: Final = 1024
 # More than this in one splice: the writers keep up with us, so there is nothing to wait for.
@@ -87,7 +89,8 @@ class ReaderStatistics:
     bytes_moved: int
     chunks: int
     rounds: int
-    pauses: int  # how often a pipe had to rest because the disk refused
+    pauses: int  # how often a pipe had to rest because the stage refused
+    waits: int  # how often all pipes waited for room in the stage
 
 
 class Reader:
@@ -97,12 +100,14 @@ class Reader:
         self,
         name: str,
         settings: Settings,
+        room: Room,
         *,
         on_trouble: Callable[[LogCore, JobletError | None], None],
         on_death: Callable[[JobletError], None],
         step: Callable[[str], None],
     ) -> None:
         self._settings = settings
+        self._room = room
         self._on_trouble = on_trouble
         self._on_death = on_death
         self._step = step
@@ -116,7 +121,7 @@ class Reader:
         self._pipes: dict[int, Pipe] = {}
         self._hot: dict[Pipe, None] = {}
         self._resting: list[tuple[float, int, Pipe]] = []
-        self._bytes_moved = self._chunks = self._rounds = self._pauses = 0
+        self._bytes_moved = self._chunks = self._rounds = self._pauses = self._waits = 0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -143,7 +148,13 @@ class Reader:
             chunks=self._chunks,
             rounds=self._rounds,
             pauses=self._pauses,
+            waits=self._waits,
         )
+
+    def look(self) -> None:
+        """There is room in the stage again."""
+        with contextlib.suppress(JobletError):
+            self._post(_nothing)
 
     def attach(self, pipe: Pipe) -> None:
         """Read the pipe from now on. Raises JobletError if the thread is gone."""
@@ -234,19 +245,24 @@ class Reader:
             pipe = heapq.heappop(self._resting)[2]
             if not pipe.closed:
                 self._hot[pipe] = None
+        if self._room.is_full():
+            self._waits += bool(self._hot)
+            return
         busy = False
         settings = self._settings
         next_round = time.monotonic() + settings.pace_s
         share = settings.round_bytes // max(1, len(self._hot))
         share = max(settings.fair_splice_bytes, min(settings.splice_bytes, share))
         for pipe in list(self._hot):
+            if self._room.is_full():
+                return
             if not pipe.closed and (self._visit(pipe, share) >= pipe.busy_bytes or pipe.hung_up):
                 busy = True
         if self._hot and not busy and (rest := next_round - time.monotonic()) > 0:
             time.sleep(rest)
 
     def _timeout_s(self) -> float | None:
-        if self._hot:
+        if self._hot and not self._room.is_full():
             return 0
         if self._resting:
             return max(0.0, self._resting[0][0] - time.monotonic())
@@ -263,7 +279,7 @@ class Reader:
 
     def _add(self, pipe: Pipe) -> None:
         self._pipes[pipe.fd] = pipe
-        pipe.core.files.pin()
+        pipe.core.pin()
         self._hot[pipe] = None
 
     def _limit(self, pipe: Pipe, done: concurrent.futures.Future[None]) -> None:
@@ -303,7 +319,7 @@ class Reader:
             self._epoll.register(pipe.fd, select.EPOLLIN | select.EPOLLET)
             pipe.watched = True
         if pipe.target < 0:
-            pipe.target = core.files.stream(stream, create=True)
+            pipe.target = core.staged.stream(stream)
             self._step("reader:opened")
         core.enter(stream)  # what the disk refused to enter before, if anything
         moved = 0
@@ -354,12 +370,16 @@ class Reader:
         if pipe.watched:
             self._epoll.unregister(pipe.fd)
         os.close(pipe.fd)
-        pipe.core.files.unpin()
+        pipe.core.unpin()
         pipe.closed = True
         if pipe.trouble is not None:
             pipe.trouble = None
             self._on_trouble(pipe.core, None)
         _resolve(pipe, failure)
+
+
+def _nothing() -> None:
+    """To wake up is all."""
 
 
 def _readable(fd: int) -> int:

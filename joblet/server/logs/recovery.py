@@ -2,7 +2,8 @@
 """Open a log's files: make them if they are new, else find their valid prefix and repair the rest.
 
 Blocking. Idempotent: each step leaves files from which the next opening comes to the same end,
-so it may be killed between any two. Cases, in the order in which they are looked at:
+so it may be killed between any two. What a killed server left in the stage is stored first: bytes,
+then the records that go on behind those on the disk. Then, in this order:
 
 1. No index, no bytes: a new log; the header is written. If the caller knows that there was one,
    the header says "unknown boot", which makes it case 4.
@@ -12,24 +13,27 @@ so it may be killed between any two. Cases, in the order in which they are looke
    the first, then the others are cut off.
 4. The log was last written in another boot that did not end with a clean stop: what was not
    synced is gone, without a trace in the index. A gap of unknown count.
-5. A stream's file is shorter than the index says: the index is written anew, with gaps of
+5. A stream's segments end before the index says: the index is written anew, with gaps of
    exactly that many bytes in place of what is missing, and renamed over the old one.
-6. A stream's file is longer than the index says: its bytes are entered now.
+6. A stream's segments go on behind what the index says: these bytes are entered now.
 
 Gaps of 3 and 4 are synced before anything may follow them: an offset is given out once, even
 if the machine dies twice.
 
-Must not import anything of joblet but joblet.errors and its neighbours format, files.
+Must not import anything of joblet but joblet.errors and its neighbours format, files, segments,
+stage.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from joblet.errors import FailedPrecondition
 from joblet.server.logs import format as fmt
 from joblet.server.logs.files import LogFiles, sync_directory, write_all
 from joblet.server.logs.format import GapKind, IndexState, Kind, Record
+from joblet.server.logs.segments import BLOCK_BYTES, Segments
+from joblet.server.logs.stage import StagedLog
 
 UNKNOWN_BOOT: Final = 0
 _BLOCK_BYTES: Final = 1 << 20
@@ -74,6 +78,8 @@ def unknown_gap(
 
 def recover(
     files: LogFiles,
+    segments: Mapping[int, Segments],
+    staged: StagedLog,
     *,
     job_id: str,
     boot: int,
@@ -82,7 +88,8 @@ def recover(
     step: Callable[[str], None],
     from_earlier_boot: bool = False,
 ) -> IndexState:
-    """The state of a log whose files are pinned; the files are as it says when this returns.
+    """The state of a log whose files are pinned; the files are as it says when this returns, and
+    nothing is staged.
 
     `from_earlier_boot`: its job ran before this boot, so if there is nothing, all of it is lost.
     `boot`: tag of the running boot; `clean_boot`: that of a boot whose last server stopped
@@ -99,10 +106,17 @@ def recover(
             hint="use the version of joblet that wrote it, or a newer one",
         )
     step("recovery:scanned")
+    names = files.names()
+    doubted = state.boot not in (boot, clean_boot)
+    for stream in fmt.STREAMS:
+        segments[stream].load(names, doubtful=doubted)
+    if staged.files.names():
+        _store_staged(files, segments, staged, state, step)
+        index_bytes = os.fstat(index).st_size
     damaged = index_bytes > state.records * fmt.RECORD_BYTES
     beyond = _furthest(index, state.records, index_bytes) if damaged else 0
     if state.records == 0:
-        empty = index_bytes == 0 and not any(files.length(stream) for stream in fmt.STREAMS)
+        empty = index_bytes == 0 and not any(segments[stream].end for stream in fmt.STREAMS)
         tag = boot if empty and not from_earlier_boot else UNKNOWN_BOOT
         append(index, state, Record(Kind.HEADER, 0, fmt.VERSION, now_us(), fmt.MAGIC, tag))
         step("recovery:header")
@@ -128,16 +142,88 @@ def recover(
         os.fdatasync(index)
         sync_directory(files.path)  # the index may be new beside files that are not
         step("recovery:synced")
-    if any(files.length(stream) < state.held[stream] for stream in fmt.STREAMS):
-        state = _rewrite(files, state)
+    if any(segments[stream].end < state.held[stream] for stream in fmt.STREAMS):
+        state = _rewrite(files, segments, state)
         index = files.index()
         step("recovery:rewritten")
     for stream in fmt.STREAMS:
-        _enter_leftover(files, state, stream, now_us)
+        _enter_leftover(index, segments[stream], state, stream, now_us)
         step("recovery:entered")
     if state.wants_check:
         append_check(index, state)
     return state
+
+
+def _store_staged(
+    files: LogFiles,
+    segments: Mapping[int, Segments],
+    staged: StagedLog,
+    state: IndexState,
+    step: Callable[[str], None],
+) -> None:
+    """Store what a killed server left in the stage; `state` goes on behind the records there.
+
+    Bytes first, of records or not: those that no record accounts for are entered later, where they
+    then lie. If the records in the stage do not go on where those on the disk end (one of the two
+    is damaged), they are of no use, and their bytes are as good as not entered.
+    """
+    index = files.index()
+    known = state.records
+    found = list(_staged_records(staged, state))
+    for record, position, _ in found:
+        if record.kind is Kind.DATA:
+            _copy(segments, staged, record.stream, position, position + record.length)
+        elif record.kind is Kind.GAP and fmt.gap_kind(record) in fmt.LEFT_OUT:
+            _skip(segments[record.stream], position + record.arg)
+    for stream in fmt.STREAMS:  # what was not entered any more
+        _copy(segments, staged, stream, state.held[stream], staged.length(stream))
+    step("recovery:stored")
+    for number, (_, _, raw) in enumerate(found, known):
+        write_all(index, raw, number * fmt.RECORD_BYTES)
+    if found:
+        os.ftruncate(index, state.records * fmt.RECORD_BYTES)
+    step("recovery:indexed")
+    staged.remove()
+    step("recovery:unstaged")
+
+
+def _staged_records(staged: StagedLog, state: IndexState) -> Iterator[tuple[Record, int, bytes]]:
+    """The records that go on behind those of `state`, each with the position in its stream where
+    it stands, and its bytes. They are counted in."""
+    total = staged.records()
+    while state.records < total:
+        blocks = staged.read_index(state.records, _BLOCK_BYTES // fmt.RECORD_BYTES)
+        for at in range(0, len(blocks) - fmt.RECORD_BYTES + 1, fmt.RECORD_BYTES):
+            raw = blocks[at : at + fmt.RECORD_BYTES]
+            record = fmt.decode(raw, state.records)
+            if record is None or not state.accepts(record):
+                return
+            position = state.held[record.stream]
+            state.apply(record, raw)
+            yield record, position, raw
+        if len(blocks) < fmt.RECORD_BYTES:
+            return
+
+
+def _copy(
+    segments: Mapping[int, Segments], staged: StagedLog, stream: int, begin: int, end: int
+) -> None:
+    """The staged bytes between two positions, but for those that are stored. What was freed in the
+    stage is not copied: if it is not stored either, it is lost."""
+    target = segments[stream]
+    begin = max(begin, target.end)
+    end = min(end, staged.length(stream))
+    while begin < end and (begin := staged.next_byte(stream, begin)) < end:
+        data = staged.read(stream, begin, min(BLOCK_BYTES, end - begin))
+        if not data:
+            return
+        target.append(begin, data)
+        begin += len(data)
+
+
+def _skip(segments: Segments, position: int) -> None:
+    if segments.end < position:
+        segments.skip(position)
 
 
 def scan(fd: int, index_bytes: int) -> IndexState:
@@ -220,9 +306,9 @@ def _read_blocks(fd: int, position: int, end: int) -> Iterator[bytes]:
         position += len(raw)
 
 
-def _rewrite(files: LogFiles, old: IndexState) -> IndexState:
-    """Write the index anew, with exact gaps in place of bytes that the streams' files lack."""
-    lengths = {stream: files.length(stream) for stream in fmt.STREAMS}
+def _rewrite(files: LogFiles, segments: Mapping[int, Segments], old: IndexState) -> IndexState:
+    """Write the index anew, with exact gaps in place of bytes that the segments lack."""
+    lengths = {stream: segments[stream].end for stream in fmt.STREAMS}
     state = IndexState()
     source = files.index()
     target = files.new_index()
@@ -263,15 +349,14 @@ def _without_missing(
 
 
 def _enter_leftover(
-    files: LogFiles, state: IndexState, stream: int, now_us: Callable[[], int]
+    index: int, segments: Segments, state: IndexState, stream: int, now_us: Callable[[], int]
 ) -> None:
-    """Enter the bytes of a stream's file that the index does not account for."""
-    length = files.length(stream)
-    if length > state.held[stream] and stream in state.ended:
+    """Enter the stored bytes that the index does not account for."""
+    if segments.end > state.held[stream] and stream in state.ended:
         # Nothing of ours writes behind the end of a stream.
-        os.ftruncate(files.stream(stream), state.held[stream])
+        segments.cut(state.held[stream])
         return
-    while (left := length - state.held[stream]) > 0:
+    while (left := segments.end - state.held[stream]) > 0:
         part = min(left, fmt.MAX_DATA_BYTES)
         held = state.held[stream]
-        append(files.index(), state, Record(Kind.DATA, stream, part, now_us(), state.size, held))
+        append(index, state, Record(Kind.DATA, stream, part, now_us(), state.size, held))

@@ -37,8 +37,7 @@ def import_rest(core: LogCore, stream: int, fd: int, count: int | None) -> int:
         block = os.pread(fd, min(_BLOCK_BYTES, there - position), position)
         if not block:
             break
-        target = core.files.stream(stream, create=True)
-        write_all(target, block, core.written[stream])
+        write_all(core.staged.stream(stream), block, core.written[stream])
         core.step("rest:copied")
         core.written[stream] += len(block)
         core.enter(stream)

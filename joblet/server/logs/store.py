@@ -23,10 +23,14 @@ from joblet.server.logs.core import LogCore
 from joblet.server.logs.directory import LogDirectory
 from joblet.server.logs.faults import fault
 from joblet.server.logs.files import FileCache, LogFiles
+from joblet.server.logs.format import STREAMS
 from joblet.server.logs.joblog import JobLog, Shared
 from joblet.server.logs.reader import Reader, ReaderStatistics, Settings
 from joblet.server.logs.recovery import recover
+from joblet.server.logs.segments import DEFAULT_ROTATION_BYTES, Segments
+from joblet.server.logs.stage import Bounds, Room, StagedLog
 from joblet.server.logs.waker import Waker
+from joblet.server.logs.writer import Batching, Writer
 
 _Result = TypeVar("_Result")
 
@@ -46,6 +50,7 @@ class StoreStatistics:
 class LogStore:
     """The logs beneath `directory`. Everything but the constructor runs on one event loop.
 
+    `stage`: a directory on a tmpfs that outlives this process, for what is on its way to the disk.
     `clock_us`: wall clock in microseconds since the epoch, called from any thread.
     `boot_id`: identifies this boot of the machine; the kernel's by default.
     `max_idle_logs`: how many logs that nobody reads or writes keep their (three) files open.
@@ -57,22 +62,33 @@ class LogStore:
     def __init__(
         self,
         directory: str | Path,
+        stage: str | Path,
         *,
         clock_us: Callable[[], int],
         readers: int = 2,
+        writers: int = 1,
         io_threads: int = 4,
         max_idle_logs: int = 64,
         settings: Settings | None = None,
+        bounds: Bounds | None = None,
+        batching: Batching | None = None,
+        rotation_bytes: int = DEFAULT_ROTATION_BYTES,
         boot_id: str | None = None,
         on_trouble: Callable[[str, JobletError | None], None] = _ignore,
         on_death: Callable[[JobletError], None] = _ignore,
         step: Callable[[str], None] = _ignore,
     ) -> None:
-        self._directory = LogDirectory(Path(directory), boot_id)
+        self._directory = LogDirectory(Path(directory), Path(stage), boot_id)
         self._clock_us = clock_us
         self._reader_count = readers
+        self._writer_count = writers
         self._io_threads = io_threads
         self._settings = settings or Settings()
+        self._room = Room(bounds or Bounds())
+        self._room.on_room = self._tell_room
+        self._room.on_batch = self._tell_batch
+        self._batching = batching or Batching()
+        self._rotation_bytes = rotation_bytes
         self._on_trouble = on_trouble
         self._on_death = on_death
         self._step = step
@@ -82,6 +98,7 @@ class LogStore:
         self._opening: dict[str, asyncio.Future[JobLog]] = {}
         self._dirty: set[LogCore] = set()  # keeps a log until what was entered is synced
         self._readers: list[Reader] = []
+        self._writers: list[Writer] = []
         self._shared: Shared | None = None
         self._waker: Waker | None = None
 
@@ -101,15 +118,26 @@ class LogStore:
                 reader = Reader(
                     f"log-reader-{number}",
                     self._settings,
+                    self._room,
                     on_trouble=functools.partial(self._waker.call, self._tell_trouble),
                     on_death=functools.partial(self._waker.call, self._on_death),
                     step=self._step,
                 )
                 reader.start()
                 self._readers.append(reader)
+            for number in range(self._writer_count):
+                writer = Writer(
+                    f"log-writer-{number}",
+                    self._room,
+                    self._batching,
+                    on_trouble=functools.partial(self._waker.call, self._tell_trouble),
+                    on_death=functools.partial(self._waker.call, self._on_death),
+                )
+                writer.start()
+                self._writers.append(writer)
         except (OSError, RuntimeError) as exc:
             await self.stop()
-            raise ResourceExhausted("start the threads that read output", str(exc)) from exc
+            raise ResourceExhausted("start the threads that keep output", str(exc)) from exc
 
     async def stop(self) -> None:
         """Stop reading, close the pipes unread and without ends, sync, let the directory go.
@@ -131,10 +159,13 @@ class LogStore:
             async with asyncio.TaskGroup() as group:
                 for reader in self._readers:
                     group.create_task(asyncio.to_thread(reader.stop))
+                for writer in self._writers:
+                    group.create_task(asyncio.to_thread(writer.stop))
             await shared.close()
             await asyncio.to_thread(self._sync_all)
         finally:
             self._readers.clear()
+            self._writers.clear()
             self._dirty.clear()
             self._cache.close()
             self._directory.release()
@@ -201,7 +232,7 @@ class LogStore:
         try:
             if log is not None:
                 del self._logs[job_id]
-                log.core.files.dropped = True
+                log.core.files.dropped = log.core.staged.files.dropped = True
                 log.shut(NotFound(f"use the log of job {job_id}", "it was removed"))
                 await log.quiet()
                 self._dirty.discard(log.core)
@@ -212,6 +243,7 @@ class LogStore:
             raise fault(what, exc) from exc
         finally:
             self._cache.drop(path)
+            self._cache.drop(self._directory.stage_path(job_id))
             self._removing.discard(job_id)
 
     def statistics(self) -> StoreStatistics:
@@ -219,6 +251,11 @@ class LogStore:
             logs_open=len(self._logs),
             readers=tuple(reader.statistics() for reader in self._readers),
         )
+
+    @property
+    def staged_bytes(self) -> int:
+        """Bytes of output that wait for the disk."""
+        return self._room.bytes
 
     def bytes_moved(self) -> int:
         """Bytes of output read since the start."""
@@ -255,9 +292,13 @@ class LogStore:
     def _open_blocking(self, job_id: str, *, from_earlier_boot: bool) -> LogCore:
         directory = self._directory
         files = LogFiles(directory.make(job_id), self._cache)
-        with files.pinned():
+        staged = StagedLog(directory.stage_path(job_id), self._cache)
+        segments = {stream: Segments(files, stream, self._rotation_bytes) for stream in STREAMS}
+        with files.pinned(), staged.files.pinned():
             state = recover(
                 files,
+                segments,
+                staged,
                 job_id=job_id,
                 boot=directory.boot,
                 clean_boot=directory.clean_boot,
@@ -269,8 +310,12 @@ class LogStore:
             job_id,
             files,
             state,
+            segments=segments,
+            staged=StagedLog(directory.stage_path(job_id), self._cache),
+            room=self._room,
             clock_us=self._clock_us,
             wake=self._wake,
+            on_staged=self._staged,
             on_dirty=self._dirty.add,
             on_clean=self._dirty.discard,
             step=self._step,
@@ -279,6 +324,17 @@ class LogStore:
     def _wake(self, core: LogCore) -> None:
         if self._waker is not None:
             self._waker.wake(core)
+
+    def _staged(self, core: LogCore) -> None:
+        self._writers[hash(core) % len(self._writers)].staged(core)
+
+    def _tell_room(self) -> None:
+        for reader in self._readers:
+            reader.look()
+
+    def _tell_batch(self) -> None:
+        for writer in self._writers:
+            writer.hurry()
 
     def _pick_reader(self) -> Reader:
         alive = [reader for reader in self._readers if reader.alive]
@@ -297,6 +353,7 @@ class LogStore:
             for core in list(self._dirty):
                 if not core.files.dropped:
                     core.sync()
+                    core.staged.remove()
             self._directory.mark_clean()
         except OSError as exc:
             raise fault(f"store the output in {self._directory.path}", exc) from exc

@@ -16,7 +16,7 @@ Plan:
                   servers finish the streams once the job is gone
     rest          how many bytes of each stream PID 1 keeps in a file before the last servers run,
                   which import them; then the streams are finished
-    settings      of the readers
+    settings      of the readers; bounds, batching, rotation: of the stage and the store
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from joblet.server.logs import ERR, OUT, Chunk, Gap, LogStore, Settings
+from joblet.server.logs import ERR, OUT, Batching, Bounds, Chunk, Gap, LogStore, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,8 +94,12 @@ async def serve(
     """A server: reads until the log has ended, stores it, stops."""
     store = LogStore(
         directory / "logs",
+        directory / "stage",
         clock_us=lambda: time.time_ns() // 1000,
         settings=Settings(**plan.get("settings", {})),
+        bounds=Bounds(**plan.get("bounds", {})),
+        batching=Batching(**plan.get("batching", {})),
+        rotation_bytes=plan.get("rotation", 64 << 20),
         step=step,
     )
     await store.start()
@@ -160,7 +164,7 @@ def run_server(
     if os.WIFSIGNALED(status):
         return False
     if os.WEXITSTATUS(status) != 0:
-        raise SystemExit("a server failed")
+        os.killpg(0, signal.SIGKILL)  # the job, too: it would wait for a server for ever
     return True
 
 
@@ -177,7 +181,9 @@ def keep_rest(directory: Path, sources: dict[int, int]) -> None:
 
 async def check(directory: Path) -> dict[str, Any]:
     """What the log holds at the end, read as a follower does."""
-    store = LogStore(directory / "logs", clock_us=lambda: time.time_ns() // 1000)
+    store = LogStore(
+        directory / "logs", directory / "stage", clock_us=lambda: time.time_ns() // 1000
+    )
     await store.start()
     log = await store.open(JOB)
     digests = {stream: hashlib.sha256() for stream in NAMES}
@@ -202,6 +208,7 @@ async def check(directory: Path) -> dict[str, Any]:
 
 def main() -> None:
     directory, plan = Path(sys.argv[1]), json.loads(sys.argv[2])
+    os.setpgid(0, 0)
     sources, sinks = {}, {}
     for stream, name in NAMES.items():
         path = directory / name

@@ -16,6 +16,8 @@ from joblet.server.logs import format as fmt
 from joblet.server.logs.core import HELD, LogCore
 from joblet.server.logs.files import FileCache, LogFiles
 from joblet.server.logs.recovery import recover
+from joblet.server.logs.segments import Segments
+from joblet.server.logs.stage import Bounds, Room, StagedLog
 
 BOOT: Final = 11
 OTHER_BOOT: Final = 22
@@ -47,7 +49,8 @@ def run(main: Callable[[], Awaitable[Any]]) -> Any:
 async def running(directory: Path, **options: Any) -> AsyncIterator[LogStore]:
     options.setdefault("clock_us", ticking())
     options.setdefault("settings", QUICK)
-    store = LogStore(directory, **options)
+    stage = options.pop("stage", directory.with_name(f"{directory.name}.stage"))
+    store = LogStore(directory, stage, **options)
     await store.start()
     try:
         yield store
@@ -130,20 +133,26 @@ def opened(
     clean_boot: int = 0,
     clock_us: Callable[[], int] | None = None,
     known: bool = False,
+    kept: bool = True,
     step: Callable[[str], None] = nothing,
 ) -> Any:
     """A log without threads: opened, repaired, its files pinned.
 
-    `known`: its job ran before; if there is nothing of it, all it said is lost.
+    `kept`: what was staged is stored at the end, as a server that stops does; otherwise it was
+    killed. `known`: its job ran before; if there is nothing of it, all it said is lost.
     """
     path.mkdir(exist_ok=True)
     clock_us = clock_us or ticking()
     cache = FileCache(0)
     files = LogFiles(path, cache)
+    staged = StagedLog(stage_of(path), cache)
+    segments = {stream: Segments(files, stream, 64 << 20) for stream in fmt.STREAMS}
     try:
-        with files.pinned():
+        with files.pinned(), staged.files.pinned():
             state = recover(
                 files,
+                segments,
+                staged,
                 job_id="job",
                 boot=boot,
                 clean_boot=clean_boot,
@@ -151,24 +160,37 @@ def opened(
                 step=step,
                 from_earlier_boot=known,
             )
-            yield LogCore(
+            core = LogCore(
                 "job",
                 files,
                 state,
+                segments=segments,
+                staged=StagedLog(stage_of(path), cache),
+                room=Room(Bounds()),
                 clock_us=clock_us,
                 wake=nothing,
+                on_staged=nothing,
                 on_dirty=nothing,
                 on_clean=nothing,
-                step=nothing,
+                step=step,
             )
+            with core.pinned():
+                yield core
+                if kept:
+                    core.store()
+                    core.staged.remove()
     finally:
         cache.close()
 
 
+def stage_of(path: Path) -> Path:
+    """Where `opened` stages."""
+    return path.with_name(f"{path.name}.stage")
+
+
 def say(core: LogCore, stream: int, data: bytes) -> None:
     """What a reader thread does, with a write instead of a splice."""
-    fd = core.files.stream(stream, create=True)
-    os.pwrite(fd, data, core.written[stream])
+    os.pwrite(core.staged.stream(stream), data, core.written[stream])
     core.written[stream] += len(data)
     core.enter(stream)
 

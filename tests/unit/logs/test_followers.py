@@ -91,7 +91,7 @@ def test_neighbours_of_one_stream_come_as_one_chunk(tmp_path: Path) -> None:
         say(core, ERR, b"four")
         core.end(ERR)
         say(core, OUT, b"five")
-        core.gap(GapKind.SAMPLED, OUT, 100)
+        core.gap(GapKind.LOST, OUT, 100)
         say(core, OUT, b"six")
         core.end(OUT)
         items = read_all(core)

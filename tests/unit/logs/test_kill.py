@@ -26,7 +26,14 @@ READER_STEPS = (
     "reader:ended",
     "reader:closed",
 )
-RECOVERY_STEPS = ("recovery:scanned", "recovery:entered")
+STORE_STEPS = ("store:copied", "store:index", "store:freed")
+RECOVERY_STEPS = (
+    "recovery:scanned",
+    "recovery:stored",
+    "recovery:indexed",
+    "recovery:unstaged",
+    "recovery:entered",
+)
 REST_STEPS = (
     "rest:staged",
     "rest:marked",
@@ -61,6 +68,26 @@ def test_killed_at_every_step_of_the_loop(tmp_path: Path, step: str, end: str) -
     assert result["steps"][step] >= 1
 
 
+@pytest.mark.parametrize("batch", [1, 100])
+@pytest.mark.parametrize("step", STORE_STEPS)
+def test_killed_while_it_stores(tmp_path: Path, step: str, batch: int) -> None:
+    kills = [[step, 1], [step, 2], ["reader:entered", 5], [step, 3], [step, 7]]
+    result = _drive(
+        tmp_path,
+        blocks=300,
+        kills=kills,
+        settings=SMALL,
+        pipe=65536,
+        bounds={"batch_chunks": batch, "limit_bytes": 200_000},
+        batching={"flush_s": 0.001},
+        rotation=100_000,
+    )
+    assert not result["survived"][0]
+    assert result["steps"][step] >= 1
+    assert len(list((tmp_path / "logs" / "job").glob("out.*.sums"))) > 3
+    assert not (tmp_path / "stage" / "job").exists()
+
+
 @pytest.mark.parametrize("step", RECOVERY_STEPS)
 def test_killed_while_it_repairs(tmp_path: Path, step: str) -> None:
     kills = [["reader:spliced", 2], [step, 1], ["reader:spliced", 3], [step, 2]]
@@ -79,7 +106,7 @@ def test_killed_at_every_step_of_an_import(tmp_path: Path, step: str) -> None:
 def test_every_step_is_in_the_tests_above(tmp_path: Path) -> None:
     kills = [["reader:spliced", 2], ["recovery:entered", 1]]
     result = _drive(tmp_path, blocks=60, kills=kills, rest=3, settings=SMALL)
-    named = {*READER_STEPS, *RECOVERY_STEPS, *REST_STEPS}
+    named = {*READER_STEPS, *STORE_STEPS, *RECOVERY_STEPS, *REST_STEPS}
     assert set(result["steps"]) <= named | {"recovery:header"}
 
 

@@ -116,7 +116,9 @@ def test_a_follower_waits_for_what_a_secret_becomes(tmp_path: Path) -> None:
                 out.hang_up()  # now it can become nothing any more
                 await log.finish(ERR)
                 assert stream_of(await collect(log), OUT) == b"abc passage ********, pass"
-                assert (tmp_path / "job" / "out").read_bytes() == b"abc passage password, pass"
+                await log.sync()
+                (segment,) = (tmp_path / "job").glob("out.*[0-9]")
+                assert segment.read_bytes() == b"abc passage password, pass"
 
     run(main)
 

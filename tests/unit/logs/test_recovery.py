@@ -26,7 +26,8 @@ from tests.unit.logs.support import (
     stream_of,
 )
 
-NAMES = {OUT: "out", ERR: "err"}
+OUT_FILE, ERR_FILE = "out.000000000000000", "err.000000000000000"
+NAMES = {OUT: OUT_FILE, ERR: ERR_FILE}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -64,7 +65,7 @@ def _perform(core: LogCore, operations: list[tuple[str, int, int]]) -> int:
         if name == "say":
             say(core, stream, _bytes(stream, core.written[stream], number))
         elif name == "gap":
-            core.gap(GapKind.DROPPED, stream, number)
+            core.gap(GapKind.LOST, stream, number)
         elif name == "unknown":
             core.gap(GapKind.LOST, stream, None)
             durable = core.state.records * fmt.RECORD_BYTES
@@ -82,9 +83,11 @@ DAMAGE = st.one_of(
     st.tuples(st.just("cut"), st.just("index"), st.floats(0, 1), st.just(0)),
     st.tuples(st.just("append"), st.just("index"), st.floats(0, 1), st.integers(1, 100)),
     st.tuples(st.just("remove"), st.just("index"), st.just(0.0), st.just(0)),
-    st.tuples(st.just("cut"), st.sampled_from(("out", "err")), st.floats(0, 1), st.just(0)),
-    st.tuples(st.just("remove"), st.sampled_from(("out", "err")), st.just(0.0), st.just(0)),
-    st.tuples(st.just("grow"), st.sampled_from(("out", "err")), st.just(0.0), st.integers(1, 50)),
+    st.tuples(st.just("cut"), st.sampled_from((OUT_FILE, ERR_FILE)), st.floats(0, 1), st.just(0)),
+    st.tuples(st.just("remove"), st.sampled_from((OUT_FILE, ERR_FILE)), st.just(0.0), st.just(0)),
+    st.tuples(
+        st.just("grow"), st.sampled_from((OUT_FILE, ERR_FILE)), st.just(0.0), st.integers(1, 50)
+    ),
 )
 
 
@@ -107,7 +110,7 @@ def _damage(path: Path, damage: tuple[str, str, float, int], durable: int) -> No
     elif how == "append":
         raw += bytes((number * 7 + i) % 256 for i in range(number))
     elif how == "grow":
-        stream = OUT if name == "out" else ERR
+        stream = OUT if name == OUT_FILE else ERR
         raw += _bytes(stream, len(raw), number)
     file.write_bytes(raw)
 
@@ -217,7 +220,7 @@ def test_bytes_moved_but_not_entered_are_entered(tmp_path: Path) -> None:
     with opened(tmp_path) as core:
         core.expect(frozenset({OUT, ERR}))
         say(core, OUT, b"one")
-    with (tmp_path / "err").open("wb") as file:
+    with (tmp_path / ERR_FILE).open("wb") as file:
         file.write(b"moved")
     with opened(tmp_path) as core:
         assert [(c.offset, c.stream, c.data) for c in read_all(core) if isinstance(c, Chunk)] == [
@@ -254,7 +257,7 @@ def test_a_dead_machine_costs_a_gap_to_the_next_boundary(tmp_path: Path) -> None
     # It dies again, and what was said since the last boot is not on the disk.
     raw = (tmp_path / "index").read_bytes()
     (tmp_path / "index").write_bytes(raw[: -fmt.RECORD_BYTES])
-    (tmp_path / "out").write_bytes(b"x" * 10)
+    (tmp_path / OUT_FILE).write_bytes(b"x" * 10)
     with opened(tmp_path, boot=33) as core:
         assert core.size == 2 * fmt.UNKNOWN_GAP_ALIGN
 
@@ -288,7 +291,7 @@ def test_bytes_missing_in_the_middle_become_exact_gaps_in_place(tmp_path: Path) 
         say(core, ERR, b"e" * 10)
         say(core, OUT, b"O" * 10)
         say(core, ERR, b"E" * 10)
-    os.truncate(tmp_path / "out", 4)
+    os.truncate(tmp_path / OUT_FILE, 4)
     with opened(tmp_path) as core:
         items = read_all(core)
         found = [(i.offset, i.stream, i.data if isinstance(i, Chunk) else i.bytes) for i in items]
@@ -305,7 +308,7 @@ def test_bytes_missing_in_the_middle_become_exact_gaps_in_place(tmp_path: Path) 
         assert (new.offset, new.stream, new.data) == (40, OUT, b"new")
         core.end(OUT)
         core.end(ERR)
-    assert (tmp_path / "out").read_bytes() == b"oooonew"
+    assert (tmp_path / OUT_FILE).read_bytes() == b"oooonew"
 
 
 def test_damage_in_front_of_a_check_is_found(tmp_path: Path) -> None:
@@ -364,7 +367,7 @@ def test_a_tail_longer_than_a_record_can_say(tmp_path: Path) -> None:
     with opened(tmp_path):
         pass
     length = fmt.MAX_DATA_BYTES + 10
-    with (tmp_path / "out").open("wb") as file:
+    with (tmp_path / OUT_FILE).open("wb") as file:
         file.truncate(length)
     with opened(tmp_path) as core:
         assert core.size == length

@@ -170,7 +170,7 @@ def test_losses_in_a_row_are_read_as_one(tmp_path: Path) -> None:
             pass
     with opened(log, boot=33) as core:
         core.gap(GapKind.LOST, OUT, 3)
-        core.gap(GapKind.DROPPED, OUT, 2)
+        core.gap(GapKind.EXPIRED, OUT, 2)
         say(core, OUT, b"more")
         _, lost, dropped, more = read_all(core)
         assert isinstance(lost, Gap)
@@ -204,7 +204,7 @@ def test_an_import_cut_off_by_the_death_of_the_machine_goes_on(tmp_path: Path) -
         say(core, OUT, b"read ")
     _import(log, rest, 10)
     # Of what was imported, four bytes reached the disk; the mark was synced before.
-    os.truncate(log / "out", 9)
+    os.truncate(log / "out.000000000000000", 9)
     with opened(log, boot=OTHER_BOOT) as core, rest.open("rb") as file:
         assert import_rest(core, OUT, file.fileno(), 10) == 6
         assert import_rest(core, OUT, file.fileno(), 10) == 0
@@ -218,7 +218,7 @@ def test_bytes_lost_before_the_mark_do_not_hide_the_rest(tmp_path: Path) -> None
     with opened(log) as core:
         say(core, OUT, b"read before")
     _import(log, rest, 10)
-    os.truncate(log / "out", 4)
+    os.truncate(log / "out.000000000000000", 4)
     with opened(log) as core, rest.open("rb") as file:
         assert import_rest(core, OUT, file.fileno(), 10) == 10
         assert import_rest(core, OUT, file.fileno(), 10) == 0

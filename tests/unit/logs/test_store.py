@@ -25,7 +25,7 @@ def _descriptors() -> int:
 def test_a_directory_has_one_user(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path):
-            other = LogStore(tmp_path, clock_us=ticking())
+            other = LogStore(tmp_path, tmp_path.with_name("stage"), clock_us=ticking())
             with pytest.raises(FailedPrecondition, match="another server uses it"):
                 await other.start()
             with pytest.raises(Unavailable, match="it is not running"):
@@ -48,7 +48,7 @@ def test_a_filesystem_that_cannot_splice_is_refused(
     monkeypatch.setattr(os, "splice", splice)
 
     async def main() -> None:
-        store = LogStore(tmp_path, clock_us=ticking())
+        store = LogStore(tmp_path, tmp_path.with_name("stage"), clock_us=ticking())
         with pytest.raises(FailedPrecondition, match=r"cannot take data from a pipe \(splice\)"):
             await store.start()
 
@@ -60,7 +60,7 @@ def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     async def main() -> None:
-        store = LogStore(tmp_path / "file" / "logs", clock_us=ticking())
+        store = LogStore(tmp_path / "file" / "logs", tmp_path / "stage", clock_us=ticking())
         with pytest.raises(Internal, match="Not a directory"):
             await store.start()
 
@@ -139,7 +139,7 @@ def test_logs_that_nobody_uses_cost_nothing(tmp_path: Path) -> None:
             for number in range(60):
                 log = await store.open(f"job-{number}")
                 await log.expect({OUT, ERR})
-                with log.core.files.pinned():
+                with log.core.pinned():
                     say(log.core, OUT, b"out")
                     say(log.core, ERR, b"err")
                 await log.finish(OUT)
@@ -165,7 +165,7 @@ def test_a_clean_stop_is_known_after_a_reboot_and_a_kill_is_not(tmp_path: Path) 
         async with running(tmp_path, boot_id=name) as store:
             log = await store.open("job")
             assert log.size == size
-            with log.core.files.pinned():
+            with log.core.pinned():
                 say(log.core, OUT, said)
 
     async def main() -> None:
@@ -178,7 +178,8 @@ def test_a_clean_stop_is_known_after_a_reboot_and_a_kill_is_not(tmp_path: Path) 
             "sys.path.insert(0, sys.argv[2])\n"
             "from joblet.server.logs import LogStore\n"
             "async def main():\n"
-            "    store = LogStore(Path(sys.argv[1]), clock_us=lambda: 1, boot_id='two')\n"
+            "    stage = sys.argv[1] + '.stage'\n"
+            "    store = LogStore(sys.argv[1], stage, clock_us=lambda: 1, boot_id='two')\n"
             "    await store.start()\n"
             "    await store.open('job')\n"
             "    os._exit(0)\n"
@@ -211,16 +212,16 @@ def test_gaps_that_callers_enter(tmp_path: Path) -> None:
         async with running(tmp_path) as store:
             log = await store.open("job")
             await log.expect({OUT})
-            await log.append_gap(GapKind.DROPPED, count=100, stream=OUT)
+            await log.append_gap(GapKind.EXPIRED, count=100, stream=OUT)
             await log.append_gap(GapKind.LOST)
             for bad in (0, -1, 1 << 40):
                 with pytest.raises(InvalidArgument):
-                    await log.append_gap(GapKind.DROPPED, count=bad)
+                    await log.append_gap(GapKind.LOST, count=bad)
             with pytest.raises(InvalidArgument):
-                await log.append_gap(GapKind.DROPPED, count=1, stream=ERR)
+                await log.append_gap(GapKind.LOST, count=1, stream=ERR)
             await log.finish(OUT)
             with pytest.raises(FailedPrecondition, match="the log has ended"):
-                await log.append_gap(GapKind.DROPPED, count=1)
+                await log.append_gap(GapKind.LOST, count=1)
             first, second = await collect(log)
             assert (first.offset, first.offset_end) == (0, 100)
             assert (second.offset, second.offset_end) == (100, 1 << 40)
@@ -234,7 +235,7 @@ def test_a_sync_that_fails_is_told_and_repeated(
     async def main() -> None:
         async with running(tmp_path) as store:
             log = await store.open("job")
-            await log.append_gap(GapKind.DROPPED, count=1)
+            await log.append_gap(GapKind.LOST, count=1)
             real = os.fdatasync
 
             def fdatasync(_: int) -> None:

@@ -246,7 +246,12 @@ async def world(
     records = await Records.open(base / "joblet.db")
     records.boot(boot)
     logs = LogStore(
-        base / "logs", clock_us=lambda: next(clock), settings=QUICK, readers=1, boot_id=boot
+        base / "logs",
+        base / "stage",
+        clock_us=lambda: next(clock),
+        settings=QUICK,
+        readers=1,
+        boot_id=boot,
     )
     await logs.start()
     mine = init is None

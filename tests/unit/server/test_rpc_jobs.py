@@ -331,12 +331,12 @@ def test_gaps_are_told(tmp_path: Path) -> None:
             await w.records.put(job(7, state=JobState.COMPLETED))
             log = await w.logs.open(job_id(7))
             await log.expect([1, 2])
-            await log.append_gap(GapKind.DROPPED, count=5, stream=2)
+            await log.append_gap(GapKind.EXPIRED, count=5, stream=2)
             await log.append_gap(GapKind.LOST)
             for number in (1, 2):
                 await log.finish(number)
             known, unknown, end = await follow(client, 7)
-            assert (known.gap.kind, known.gap.bytes, known.stream) == ("dropped", 5, 2)
+            assert (known.gap.kind, known.gap.bytes, known.stream) == ("expired", 5, 2)
             assert (known.offset_end, known.payload) == (5, b"")
             assert (unknown.gap.kind, unknown.gap.bytes) == ("lost", -1)
             assert unknown.offset_end == end.offset_end == 1 << 40

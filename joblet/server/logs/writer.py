@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: MIT
+"""A thread that moves what is staged to the disk, in batches.
+
+A log that has something staged is stored when the oldest of it has waited for `flush_s`, or as soon
+as there is enough for a batch: while it is still in the processor's caches. One that the disk
+refuses is tried again, with back-off, and the others go on; meanwhile the stage fills.
+
+Must not import anything of joblet but joblet.errors and its neighbours core, faults, stage.
+"""
+
+import collections
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from joblet.errors import Internal, JobletError
+from joblet.server.logs.core import LogCore
+from joblet.server.logs.faults import fault
+from joblet.server.logs.stage import Room
+
+# Of its time a writer that is not in a hurry uses at most so much: many logs that say little
+# would otherwise be stored one by one, all the time.
+_SHARE: Final = 0.2
+_LONGEST_REST_S: Final = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batching:
+    """When staged output is stored."""
+
+    flush_s: float = 0.1
+    retry_first_s: float = 0.05
+    retry_last_s: float = 5.0
+
+
+class Writer:
+    """`staged` and `hurry` may be called from any thread.
+
+    `on_trouble(core, error)`: storing a log rests because of `error`, None: it goes on again.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        room: Room,
+        batching: Batching,
+        *,
+        on_trouble: Callable[[LogCore, JobletError | None], None],
+        on_death: Callable[[JobletError], None],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._room = room
+        self._batching = batching
+        self._on_trouble = on_trouble
+        self._on_death = on_death
+        self._monotonic = monotonic
+        self._changed = threading.Condition()
+        self._logs: collections.deque[LogCore] = collections.deque()
+        self._since = 0.0  # when the first of them came
+        self._not_before = 0.0
+        self._resting: dict[LogCore, tuple[float, float]] = {}  # until when, and the delay
+        self._stopping = False
+        self._idle = True
+        self.batches = 0
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Raises RuntimeError if the system has no thread to give."""
+        self._thread.start()
+
+    def staged(self, core: LogCore) -> None:
+        """Something of this log is staged, and nothing was before."""
+        with self._changed:
+            if not self._logs:
+                self._since = self._monotonic()
+                self._changed.notify()
+            self._logs.append(core)
+
+    def hurry(self) -> None:
+        """Enough is staged for a batch."""
+        if self._idle:
+            with self._changed:
+                self._changed.notify()
+
+    def stop(self) -> None:
+        """End the thread and wait for it; what is staged stays there. Blocking."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    # Below: the thread.
+
+    def _run(self) -> None:
+        try:
+            while (logs := self._wait()) is not None:
+                begun = self._monotonic()
+                while logs:  # none of them is kept here longer than it takes
+                    self._store(logs.pop())
+                self.batches += 1
+                spent = self._monotonic() - begun
+                self._not_before = begun + min(_LONGEST_REST_S, spent / _SHARE)
+        except BaseException as exc:  # whatever it was: a thread must not die unseen
+            failure = Internal(
+                "store output",
+                f"a writer thread ended: {exc!r}",
+                hint="restart joblet.service: jobs wait meanwhile, nothing they say is lost",
+            )
+            failure.__cause__ = exc
+            self._on_death(failure)
+
+    def _wait(self) -> list[LogCore] | None:
+        """The logs to be stored now, the first one last, when it is time; None at the end."""
+        with self._changed:
+            while not self._stopping:
+                now = self._monotonic()
+                due = [core for core, (until, _) in self._resting.items() if until <= now]
+                at = 0.0
+                if self._logs:
+                    at = max(self._since + self._batching.flush_s, self._not_before)
+                    if now >= at or self._room.has_batch:
+                        due += [core for core in self._logs if core not in self._resting]
+                        self._logs.clear()
+                if due:
+                    return due[::-1]
+                times = [until for until, _ in self._resting.values()]
+                if self._logs:
+                    times.append(at)
+                self._idle = True
+                self._changed.wait(max(0.0, min(times) - now) if times else None)
+                self._idle = False
+        return None
+
+    def _store(self, core: LogCore) -> None:
+        if core.files.dropped:
+            self._resting.pop(core, None)
+            return
+        try:
+            core.store()
+        except OSError as exc:
+            self._rest(core, fault(f"store the output of job {core.job_id}", exc))
+            return
+        if self._resting.pop(core, None) is not None:
+            self._on_trouble(core, None)
+
+    def _rest(self, core: LogCore, error: JobletError) -> None:
+        batching = self._batching
+        _, delay = self._resting.get(core, (0.0, 0.0))
+        delay = min(batching.retry_last_s, delay * 2 or batching.retry_first_s)
+        if core not in self._resting:
+            self._on_trouble(core, error)
+        self._resting[core] = (self._monotonic() + delay, delay)
