@@ -134,6 +134,7 @@ def opened(
     clock_us: Callable[[], int] | None = None,
     known: bool = False,
     kept: bool = True,
+    rotation: int = 64 << 20,
     step: Callable[[str], None] = nothing,
 ) -> Any:
     """A log without threads: opened, repaired, its files pinned.
@@ -146,7 +147,7 @@ def opened(
     cache = FileCache(0)
     files = LogFiles(path, cache)
     staged = StagedLog(stage_of(path), cache)
-    segments = {stream: Segments(files, stream, 64 << 20) for stream in fmt.STREAMS}
+    segments = {stream: Segments(files, stream, rotation) for stream in fmt.STREAMS}
     try:
         with files.pinned(), staged.files.pinned():
             state = recover(
