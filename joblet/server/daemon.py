@@ -127,6 +127,7 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
         stack.push_async_callback(_bounded, "let go of the jobs", supervisor.close)
         await stack.enter_async_context(_background(units.follow(supervisor.unit_stopping)))
         await supervisor.recover(boot_id)
+        await logs.settle()
         jobs = JobService(
             supervisor,
             node_id=settings.server.node_id,

@@ -207,6 +207,19 @@ class LogStore:
             opening.add_done_callback(functools.partial(self._opened, job_id))
         return await asyncio.shield(opening)
 
+    async def settle(self) -> None:
+        """Store what an earlier server left in the stage, of logs that nobody has opened since.
+
+        What it cannot is told to `on_trouble`, and left there.
+        """
+        for job_id in await self._in_pool(self._directory.list_staged):
+            if job_id in self._logs:
+                continue
+            try:
+                await self.open(job_id, create=False)
+            except JobletError as error:
+                self._on_trouble(job_id, error)
+
     async def exists(self, job_id: str) -> bool:
         """Whether there is a log of this job."""
         return await self._in_pool(self._directory.holds, job_id)

@@ -13,7 +13,17 @@ import pytest
 
 from joblet.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, Unavailable
 from joblet.server.logs import ERR, OUT, GapKind, JobLog, LogStore
-from tests.unit.logs.support import Pipe, collect, run, running, say, stream_of, ticking, until
+from tests.unit.logs.support import (
+    Pipe,
+    collect,
+    opened,
+    run,
+    running,
+    say,
+    stream_of,
+    ticking,
+    until,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -268,5 +278,25 @@ def test_a_caller_that_gives_up_leaves_nothing_half_done(tmp_path: Path) -> None
                 log.attach(OUT, pipe.read_end())
             await log.finish(OUT)  # waits for its turn
             assert log.size == 2_000_000
+
+    run(main)
+
+
+def test_what_a_killed_server_left_is_stored_though_nobody_reads_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        with opened(tmp_path / "job", boot=0, kept=False) as core:
+            say(core, OUT, b"said")
+        stage = tmp_path.with_name(f"{tmp_path.name}.stage")
+        stage.mkdir()
+        (tmp_path / "job.stage").rename(stage / "job")
+        told: list[object] = []
+        async with running(
+            tmp_path, boot_id="one", on_trouble=lambda *args: told.append(args)
+        ) as store:
+            await store.settle()
+            assert not (stage / "job").exists()
+            log = await store.open("job", create=False)
+            assert stream_of(await collect(log, follow=False), OUT) == b"said"
+            assert told == []
 
     run(main)
