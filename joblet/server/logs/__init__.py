@@ -8,6 +8,7 @@ from joblet.server.logs.core import Chunk, Gap
 from joblet.server.logs.follower import Follower
 from joblet.server.logs.format import ERR, OUT, GapKind
 from joblet.server.logs.joblog import JobLog
+from joblet.server.logs.metrics import LogMetrics
 from joblet.server.logs.reader import Settings
 from joblet.server.logs.stage import Bounds
 from joblet.server.logs.store import LogStore
@@ -23,6 +24,7 @@ __all__ = [
     "Gap",
     "GapKind",
     "JobLog",
+    "LogMetrics",
     "LogStore",
     "Settings",
 ]
