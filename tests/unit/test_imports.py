@@ -55,9 +55,9 @@ SERVER = (
     ("journal", "events", "results", "troubles"),
     ("patience",),
     ("launcher", "ctl", "units", "load"),
-    ("records", "logs", "access", "limits", "admission", "ending", "audit"),
+    ("records", "logs", "access", "limits", "admission", "ending", "audit", "counts", "host"),
 )
-NOUNS = ("records",)
+NOUNS = ("records", "host")
 
 # Packages of others -> who may import them.
 FOREIGN = {
