@@ -155,6 +155,12 @@ class Buffers:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Monitoring:
+    # How often the server looks at its host: `rnx monitor status` shows the last look.
+    interval_us: int = setting("system_interval", Duration("1s", "1h"), "10s")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class LogPersistence:
     """How output is kept. Published, except on_full and sync_interval."""
 
@@ -201,6 +207,7 @@ class ServerConfig:
     limits: LimitPolicy = LimitPolicy()
     buffers: Buffers = Buffers()
     log_persistence: LogPersistence = LogPersistence()
+    monitoring: Monitoring = Monitoring()
     paths: Paths = Paths()
 
 
@@ -212,11 +219,11 @@ WITHOUT_MEANING: Final[Mapping[str, frozenset[str]]] = {
     "cgroup": frozenset({"baseDir", "namespaceMount", "enableControllers"}),
     "logging": frozenset({"output"}),
     "buffers": frozenset({"pubsub_buffer_size"}),
+    "monitoring": frozenset({"enabled", "cloud_detection"}),
     **dict.fromkeys(
         (
             "filesystem",
             "network",
-            "monitoring",
             "volumes",
             "runtime",
             "gpu",

@@ -26,17 +26,21 @@ from typing import Any, Final
 from joblet import __version__, config
 from joblet.config import Loaded, LogPersistence, ServerConfig
 from joblet.errors import Internal, JobletError
+from joblet.metrics import Registry
 from joblet.model import Limits
 from joblet.server import access, events
+from joblet.server.counts import JobCounts
+from joblet.server.host import Host
 from joblet.server.jobtask import Tools
 from joblet.server.journal import Copier
 from joblet.server.launcher import Launcher
 from joblet.server.limits import CONTROLLERS, MIB, Enforcement
 from joblet.server.load import Load
-from joblet.server.logs import Batching, Bounds, LogStore
+from joblet.server.logs import Batching, Bounds, LogMetrics, LogStore
 from joblet.server.records import Records
 from joblet.server.rpc import listener, runtimes
 from joblet.server.rpc.jobs import JobService
+from joblet.server.rpc.monitoring import MonitoringService
 from joblet.server.supervisor import Settings, Supervisor
 from joblet.server.troubles import Troubles
 from joblet.server.units import JobUnits
@@ -123,7 +127,11 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
         await manager.start(jobs=False)
         stack.push_async_callback(_bounded, "leave systemd", manager.close)
         units = JobUnits(manager)
-        supervisor = _supervisor(settings, records, logs, launcher, units)
+        registry = Registry(time.monotonic)
+        counts, metrics = JobCounts.of(registry), LogMetrics.of(registry)
+        _feed(metrics, logs)
+        supervisor = _supervisor(settings, records, logs, launcher, units, counts)
+        counts.running.watch(supervisor.running)
         stack.push_async_callback(_bounded, "let go of the jobs", supervisor.close)
         await stack.enter_async_context(_background(units.follow(supervisor.unit_stopping)))
         await supervisor.recover(boot_id)
@@ -132,15 +140,25 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
             supervisor,
             node_id=settings.server.node_id,
             chunk_bytes=settings.buffers.chunk_bytes,
+            metrics=metrics,
         )
-        server = listener.make(settings, {**jobs.unary, **runtimes.UNARY}, jobs.streams)
+        host = Host(settings.monitoring.interval_us / 1e6, wall_us=_clock_us)
+        host.start()
+        stack.push_async_callback(
+            _bounded, "look away from the host", lambda: asyncio.to_thread(host.stop)
+        )
+        monitoring = MonitoringService(
+            host, registry, node_id=settings.server.node_id, clock_us=_clock_us
+        )
+        unary = {**jobs.unary, **monitoring.unary, **runtimes.UNARY}
+        server = listener.make(settings, unary, jobs.streams)
         await server.start()
         stack.push_async_callback(_bounded, "end calls", lambda: server.stop(CALLS_S))
         address = f"{settings.server.address}:{settings.server.port}"
         # not before: a start that fails and is tried again need not say it each time
         refused = settings.limits.on_missing_controller == "refuse"
         events.host_enforces_not(unenforced, refused=refused)
-        load = Load(supervisor.running, logs.bytes_moved, loop.time)
+        load = Load(supervisor.running, metrics, loop.time)
         line = StatusLine(notifier, load.line, moving=load.moving)
         supervisor.on_change = line.touch
         # before systemd says so, too: the reason why it is ready stands above it
@@ -167,6 +185,14 @@ def _bounds(settings: LogPersistence) -> Bounds:
     )
 
 
+def _feed(metrics: LogMetrics, logs: LogStore) -> None:
+    """What the store counts by itself."""
+    metrics.logs_open.watch(lambda: logs.statistics().logs_open)
+    metrics.bytes_in.watch(logs.bytes_moved)
+    metrics.chunks_in.watch(lambda: sum(each.chunks for each in logs.statistics().readers))
+    metrics.pauses.watch(lambda: sum(each.pauses for each in logs.statistics().readers))
+
+
 def _enforcement(settings: ServerConfig) -> Enforcement:
     return Enforcement(refuse=settings.limits.on_missing_controller == "refuse")
 
@@ -177,6 +203,7 @@ def _supervisor(
     logs: LogStore,
     launcher: Launcher,
     units: JobUnits,
+    counts: JobCounts,
 ) -> Supervisor:
     tools = Tools(
         records=records,
@@ -187,6 +214,7 @@ def _supervisor(
         grace_us=settings.cgroup.grace_us,
         witness=units.witness,
         copy=Copier(launcher).copy,
+        counts=counts,
     )
     defaults = Limits(
         max_cpu=settings.joblet.default_cpu_limit,

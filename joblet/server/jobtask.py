@@ -27,6 +27,7 @@ from joblet.launch.plan import Plan
 from joblet.launch.protocol import ExitRecord, ProtocolError
 from joblet.model import End, Job, JobState, Limits, Reason, move
 from joblet.server import ending, events, patience, results
+from joblet.server.counts import JobCounts
 from joblet.server.ctl import Ctl
 from joblet.server.ending import Witness
 from joblet.server.launcher import Launcher
@@ -62,6 +63,7 @@ class Tools:
     witness: Callable[[str], Awaitable[Witness]]
     # a plain copy of the job's lines for the journal, from an offset to the log's end
     copy: Callable[[Job, JobLog, int], Awaitable[None]]
+    counts: JobCounts
 
 
 class Outcome(enum.Enum):
@@ -599,6 +601,7 @@ class JobTask:
         await asyncio.gather(self._insist(job_log.sync), self._insist(self._tools.records.put, job))
         self.job = job
         self._hear_of_the_end()
+        self._tools.counts.ended(job)
         events.ended(job)
 
     def _hear_of_the_end(self) -> None:

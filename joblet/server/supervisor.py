@@ -131,6 +131,7 @@ class Supervisor:
         )
         plan = admission.plan(job, path, limits.properties(wanted), grace_us=self._tools.grace_us)
         task = JobTask(job, self._tools, key=key)
+        self._tools.counts.began()
         self._start(task, task.run_new(plan, asked, wanted))
         # a client that hangs up does not take its job along
         return await asyncio.shield(task.settled)

@@ -53,13 +53,16 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def size(count: float) -> str:
+    """Of so many bytes: 512 B, 2.1 MB."""
+    for unit in ("B", "kB", "MB"):
+        digits = 0 if unit == "B" or count > 99.9 else 1
+        if count < 999.5:
+            return f"{count:.{digits}f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
 def rate(bytes_per_s: float) -> str:
     """2.1 MB/s; "" for less than a byte a second."""
-    if bytes_per_s < 1:
-        return ""
-    for unit in ("B/s", "kB/s", "MB/s"):
-        digits = 0 if unit == "B/s" or bytes_per_s > 99.9 else 1
-        if bytes_per_s < 999.5:
-            return f"{bytes_per_s:.{digits}f} {unit}"
-        bytes_per_s /= 1000
-    return f"{bytes_per_s:.1f} GB/s"
+    return "" if bytes_per_s < 1 else f"{size(bytes_per_s)}/s"

@@ -203,7 +203,8 @@ def fill(into: Message, depth: int = 0) -> None:
         value: Any = getattr(into, descriptor.name)
         entry = descriptor.message_type
         if entry is not None and entry.GetOptions().map_entry:
-            value["KEY"] = "value"
+            text = entry.fields_by_name["value"].cpp_type == FieldDescriptor.CPPTYPE_STRING
+            value["KEY"] = "value" if text else descriptor.number
         elif entry is not None:
             if depth < 3:
                 fill(value.add() if hasattr(value, "add") else value, depth + 1)

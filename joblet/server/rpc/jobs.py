@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 from joblet.errors import InvalidArgument
-from joblet.server.logs import Chunk
+from joblet.server.logs import Chunk, Gap, LogMetrics
 from joblet.server.rpc import convert
 from joblet.server.rpc.guard import Caller, Stream, Unary
 from joblet.server.supervisor import Supervisor
@@ -20,8 +20,11 @@ PATH: Final = "/joblet.JobService/"
 
 
 class JobService:
-    def __init__(self, supervisor: Supervisor, *, node_id: str, chunk_bytes: int) -> None:
+    def __init__(
+        self, supervisor: Supervisor, *, node_id: str, chunk_bytes: int, metrics: LogMetrics
+    ) -> None:
         self._supervisor = supervisor
+        self._metrics = metrics
         self._node_id = node_id
         self._chunk_bytes = chunk_bytes
         self._listed: dict[str, bytes] = {}  # jobs that have ended, as in the last list
@@ -93,23 +96,27 @@ class JobService:
         follower = log.follow(
             request.from_offset, follow=not request.no_follow, max_bytes=self._chunk_bytes
         )
-        async for item in follower:
-            if isinstance(item, Chunk):
-                yield pb.DataChunk(
-                    payload=item.data,
-                    offset_end=item.offset_end,
-                    stream=item.stream,
-                    time_us=item.time_us,
-                )
-            else:
-                yield pb.DataChunk(
-                    offset_end=item.offset_end,
-                    stream=item.stream,
-                    gap=pb.Gap(kind=item.kind, bytes=-1 if item.bytes is None else item.bytes),
-                    time_us=item.time_us,
-                )
+        with self._metrics.following(lambda: log.size - follower.offset):
+            async for item in follower:
+                yield _chunk(item)
         # (one that was not to follow may have stopped before the end that has come meanwhile)
         if log.ended and follower.offset >= log.size:
             # who asks for the status now must hear how it ended
             await self._supervisor.wait_ended(job.id)
             yield pb.DataChunk(offset_end=follower.offset, end=True)
+
+
+def _chunk(item: Chunk | Gap) -> pb.DataChunk:
+    if isinstance(item, Chunk):
+        return pb.DataChunk(
+            payload=item.data,
+            offset_end=item.offset_end,
+            stream=item.stream,
+            time_us=item.time_us,
+        )
+    return pb.DataChunk(
+        offset_end=item.offset_end,
+        stream=item.stream,
+        gap=pb.Gap(kind=item.kind, bytes=-1 if item.bytes is None else item.bytes),
+        time_us=item.time_us,
+    )

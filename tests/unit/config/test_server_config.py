@@ -62,6 +62,7 @@ def test_the_published_template_is_understood_without_a_warning() -> None:
     assert loaded.config.cgroup.grace_us == 100_000
     assert loaded.config.grpc.keepalive_timeout_us == 3_000_000
     assert loaded.config.grpc.max_age_us == 1_800_000_000
+    assert loaded.config.monitoring.interval_us == 10_000_000
     (note,) = loaded.notes
     for key in (
         "server.mode",

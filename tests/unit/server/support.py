@@ -14,14 +14,16 @@ import pytest
 
 from joblet.errors import NotFound
 from joblet.launch.plan import Plan
+from joblet.metrics import Registry
 from joblet.model import Job, JobSpec, JobState, Limits, Reason, unit_name
 from joblet.server import jobtask, patience
 from joblet.server import supervisor as supervising
+from joblet.server.counts import JobCounts
 from joblet.server.ending import Witness
 from joblet.server.jobtask import JobTask, Tools
 from joblet.server.launcher import Launcher
 from joblet.server.limits import Asked, Enforcement
-from joblet.server.logs import Chunk, Gap, JobLog, LogStore, core, recovery
+from joblet.server.logs import Chunk, Gap, JobLog, LogMetrics, LogStore, core, recovery
 from joblet.server.logs import Settings as ReaderSettings
 from joblet.server.records import Records
 from joblet.server.supervisor import Settings, Supervisor
@@ -57,6 +59,10 @@ def plan_of(job: Job) -> Plan:
         job=job.id, path="/usr/bin/true", argv=("true",), env={}, uid_base=job.uid_base,
         merge=job.spec.merge,
     )  # fmt: skip
+
+
+def log_metrics() -> LogMetrics:
+    return LogMetrics.of(Registry(lambda: 0.0))
 
 
 def started(pid1: Pid1) -> None:
@@ -273,6 +279,7 @@ async def world(
         "grace_us": GRACE_US,
         "witness": witness,
         "copy": copy,
+        "counts": JobCounts.of(Registry(lambda: 0.0)),
     }
     made = World(base, init, store, logs, Tools(**{**options, **tools}), clock)
     try:

@@ -121,7 +121,12 @@ def test_the_configuration_reaches_the_supervisor(tmp_path: Path) -> None:
                 cgroup=Cgroup(grace_us=3),
             )
             made = daemon._supervisor(
-                settings, w.records, w.logs, cast(Launcher, w.init), JobUnits(cast(Any, None))
+                settings,
+                w.records,
+                w.logs,
+                cast(Launcher, w.init),
+                JobUnits(cast(Any, None)),
+                w.tools.counts,
             )
             given = made._settings
             assert given.defaults == Limits(

@@ -10,9 +10,10 @@ import pytest
 from joblet.model import End, Job, JobSpec, JobState, Reason
 from joblet.server import events
 from joblet.server.load import Load
+from joblet.server.logs import GapKind
 from joblet.systemd import messages
 from joblet.systemd.journal import FIELDS
-from tests.unit.server.support import job, job_id
+from tests.unit.server.support import job, job_id, log_metrics
 
 
 def ended(end: End) -> Job:
@@ -142,7 +143,9 @@ def test_a_pid_1_that_does_not_answer(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_the_status_line() -> None:
     now, jobs, read = 0.0, 0, 0
-    load = Load(lambda: jobs, lambda: read, lambda: now)
+    metrics = log_metrics()
+    metrics.bytes_in.watch(lambda: read)
+    load = Load(lambda: jobs, metrics, lambda: now)
     assert load.line() == "0 jobs running"
     assert not load.moving()
     jobs, now = 1, 5.0
@@ -154,3 +157,31 @@ def test_the_status_line() -> None:
     assert load.line() == "3 jobs running"
     now, jobs, read = 20.0, 0, 30_000_000
     assert load.line() == "0 jobs running"
+
+
+def test_the_status_line_says_what_is_not_as_it_should_be() -> None:
+    now, jobs, waiting = 0.0, 1, 31_000_000
+    metrics = log_metrics()
+    metrics.queue_bytes.watch(lambda: waiting)
+    metrics.overflow["spill"].add(7)  # before
+    load = Load(lambda: jobs, metrics, lambda: now)
+    assert load.line() == "1 job running"
+    waiting = 212_000_000
+    metrics.overflow["spill"].add(3)
+    metrics.overflow["alert"].add(1)
+    metrics.pauses.add()
+    assert load.line() == (
+        "1 job running, 212 MB waiting for the disk, overflow: spill alert, the disk refuses output"
+    )
+    jobs = 0
+    assert load.moving()  # it is looked at again until it is over
+    waiting = 0
+    metrics.gap(GapKind.EXPIRED, 1 << 30)
+    assert load.line() == "0 jobs running"
+    assert not load.moving()
+    metrics.gap(GapKind.LOST, None)
+    assert load.line() == "0 jobs running, 1 gap in logs"
+    metrics.gap(GapKind.DROPPED, 1_300_000)
+    metrics.gap(GapKind.SAMPLED, 100_000)
+    assert load.line() == "0 jobs running, 3 gaps in logs (1.4 MB)"
+    assert not load.moving()

@@ -12,7 +12,7 @@ import pytest
 
 from joblet.errors import Unavailable
 from joblet.model import JobSpec, JobState
-from joblet.server.logs import GapKind
+from joblet.server.logs import GapKind, LogMetrics
 from joblet.server.records import PAGE, Page, Records
 from joblet.server.rpc import jobs as service
 from joblet.server.rpc.jobs import JobService
@@ -20,7 +20,17 @@ from joblet.server.supervisor import Supervisor
 from joblet_pb import joblet_pb2 as pb
 from tests.unit.server.grpc_support import call, channel, failure, serving, stream, unary
 from tests.unit.server.pid1 import Pid1
-from tests.unit.server.support import World, all_jobs, job, job_id, run, supervisor, until, world
+from tests.unit.server.support import (
+    World,
+    all_jobs,
+    job,
+    job_id,
+    log_metrics,
+    run,
+    supervisor,
+    until,
+    world,
+)
 
 pytestmark = pytest.mark.usefixtures("patch")
 
@@ -33,12 +43,14 @@ RUN, STOP, STATUS, LOGS, LIST = (
 
 @contextlib.asynccontextmanager
 async def served(
-    base: Path, chunk_bytes: int = 1 << 20
+    base: Path, chunk_bytes: int = 1 << 20, metrics: LogMetrics | None = None
 ) -> AsyncIterator[tuple[World, Supervisor, str]]:
     async with world(base / "world") as w:
         w.init.started = Pid1.start
         made = supervisor(w)
-        jobs = JobService(made, node_id="node-1", chunk_bytes=chunk_bytes)
+        jobs = JobService(
+            made, node_id="node-1", chunk_bytes=chunk_bytes, metrics=metrics or log_metrics()
+        )
         try:
             async with serving(jobs.unary, jobs.streams) as target:
                 yield w, made, target
@@ -50,6 +62,27 @@ async def follow(client: grpc.aio.Channel, number: int = 1, **request: Any) -> l
     wanted = pb.GetJobLogsRequest(uuid=job_id(number), **request)
     chunks: list[pb.DataChunk] = await call(client, LOGS, wanted)
     return chunks
+
+
+def test_who_follows_is_counted_and_how_far_behind(tmp_path: Path) -> None:
+    async def main() -> None:
+        metrics = log_metrics()
+        async with served(tmp_path, metrics=metrics) as (w, _, target), channel(target) as client:
+            await call(client, RUN, pb.RunJobRequest(command="true"))
+            w.pid1().say(b"before")
+            log = await w.logs.open(job_id(1))
+            await until(lambda: log.size == 6)
+            following = stream(client, LOGS, pb.GetJobLogsRequest(uuid=job_id(1), from_offset=2))
+            assert (await following.read()).payload == b"fore"
+            assert metrics.followers.read() == 1
+            await until(lambda: metrics.follower_lag_bytes.read() == 0)
+            following.cancel()
+            await until(lambda: metrics.followers.read() == 0)
+            assert metrics.follower_lag_bytes.read() == 0
+            with metrics.following(lambda: 7), metrics.following(lambda: 3):
+                assert metrics.follower_lag_bytes.read() == 7
+
+    run(main)
 
 
 def test_a_jobs_life(tmp_path: Path) -> None:
@@ -287,7 +320,7 @@ def test_the_end_is_not_claimed_by_who_has_not_read_it(tmp_path: Path) -> None:
             class Caller:
                 name = "me"
 
-            jobs = JobService(made, node_id="n", chunk_bytes=1024)
+            jobs = JobService(made, node_id="n", chunk_bytes=1024, metrics=log_metrics())
             request = pb.GetJobLogsRequest(uuid=job_id(1), no_follow=True)
             answers = jobs.logs(request, Caller())  # type: ignore[arg-type]
             first = await anext(answers)
