@@ -65,6 +65,7 @@ class Root(LazyGroup):
     cls=Root,
     modules={
         **JOB_COMMANDS,
+        "monitor": "monitor",
         "nodes": "nodes",
         "runtime": "runtime",
         "version": "version",

@@ -29,7 +29,6 @@ from rnx.errors import RnxError, ServerError, Unreachable
 # Deadlines of the published rnx, seconds; `stop` waits out the job's grace period.
 QUICK_S = 10.0
 SLOW_S = 30.0
-VERSION_S = 2.0
 
 # A quiet log stream stays open through middleboxes: the published SDK's options, and a server of
 # ours permits them. Reconnects begin early, because a server that is upgraded is back in a second.
@@ -162,9 +161,9 @@ class Client:
         method, answer = "RuntimeService/ListRuntimes", pb.ListRuntimesResponse
         return self._call(method, pb.EmptyRequest(), answer, SLOW_S, "list runtimes")
 
-    def system_status(self) -> pb.SystemStatusResponse:
+    def system_status(self, *, deadline_s: float = QUICK_S) -> pb.SystemStatusResponse:
         method, answer = "MonitoringService/GetSystemStatus", pb.SystemStatusResponse
-        return self._call(method, pb.EmptyRequest(), answer, VERSION_S, "ask the server")
+        return self._call(method, pb.EmptyRequest(), answer, deadline_s, "ask the server")
 
     def job_logs(
         self, uuid: str, *, from_offset: int = 0, no_follow: bool = False

@@ -5,7 +5,7 @@
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -28,7 +28,6 @@ NOT_SERVED = frozenset(
         "delete",
         "delete-all",
         "metrics",
-        "monitor",
         "network",
         "volume",
         "workflow",
@@ -88,7 +87,12 @@ def _global(*names: str, **kwargs: Any) -> Callable[[Decorated], Decorated]:
 
 
 class Group(click.Group):
-    """A group that says of a word that it does not know what may have been meant."""
+    """A group that says of a word that it does not know what may have been meant. `not_served`:
+    commands that the published rnx has there."""
+
+    def __init__(self, *args: Any, not_served: Collection[str] = NOT_SERVED, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.not_served = not_served
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -118,10 +122,10 @@ class LazyGroup(Group):
         return command
 
 
-def unknown_command(context: click.Context, group: click.Group, name: str) -> UsageError:
+def unknown_command(context: click.Context, group: Group, name: str) -> UsageError:
     """For a word that is no command of the group."""
     tried = f"cannot use {context.command_path} {shown(name) if not is_text(name) else name:.80}"
-    if name in NOT_SERVED:
+    if name in group.not_served:
         return UsageError(f"{tried}: it is part of the published rnx, and not served yet")
     from difflib import get_close_matches
 

@@ -3,7 +3,7 @@
 
 import click
 
-from rnx.options import unknown_command
+from rnx.options import Group, unknown_command
 
 
 @click.command("help", add_help_option=True)
@@ -15,7 +15,7 @@ def command(context: click.Context, words: tuple[str, ...]) -> None:
     where = context.parent
     for word in words:
         group = where.command
-        if not isinstance(group, click.Group):
+        if not isinstance(group, Group):
             break  # `rnx help run true`: what follows is the job's
         found = group.get_command(where, word)
         if found is None:

@@ -12,6 +12,8 @@ from rnx.options import global_options
 from rnx.output import one_line
 from rnx.session import Session
 
+DEADLINE_S = 2.0  # the published rnx's
+
 
 @click.command("version")
 @global_options
@@ -53,6 +55,6 @@ def show(session: Session) -> None:
 def _server_version(session: Session) -> str:
     try:
         with session.client() as client:
-            return client.system_status().server_version.version
+            return client.system_status(deadline_s=DEADLINE_S).server_version.version
     except RnxError:
         return ""

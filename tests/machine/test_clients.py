@@ -48,7 +48,6 @@ NOT_SERVED: list[tuple[str, Callable[[Sdk], Any], str]] = [
     ("CreateVolume", lambda sdk: sdk.volumes.create_volume("v", "1MB"), "VolumeError"),
     ("ListVolumes", lambda sdk: sdk.volumes.list_volumes(), "VolumeError"),
     ("RemoveVolume", lambda sdk: sdk.volumes.remove_volume("v"), "VolumeError"),
-    ("GetSystemStatus", lambda sdk: sdk.monitoring.get_system_status(), "JobletConnectionError"),
     (
         "StreamSystemMetrics",
         lambda sdk: sdk.monitoring.stream_system_metrics(),
@@ -208,6 +207,7 @@ def test_the_wheel_works_with(
     bytes_of = "import sys; sys.stdout.buffer.write(bytes(range(256)) * 20000)"
     assert rnx("run", "--follow", "python3", "-c", bytes_of).stdout == EVERY_BYTE * 20000
     assert rnx.json("runtime", "list") == []
+    assert rnx.json("monitor", "status")["hostInfo"]["nodeId"]
     refused = rnx("--node=viewer", "run", "true")
     assert refused.code == 1
     assert "role viewer is not allowed" in refused.errors
@@ -412,6 +412,19 @@ def test_the_newest_sdk_through_its_stub(sdk: Sdk) -> None:
 
     quick = stub.RunJob(command="sleep", args=["300"], timeout="300ms")["job_uuid"]
     eventually(lambda: stub.GetJobStatus(uuid=quick)["status"] == "FAILED", what="the time-out")
+
+
+def test_the_sdk_finds_the_server_healthy(sdk: Sdk) -> None:
+    eventually(sdk.health_check, what="the server's first look at its host")
+    status = sdk.monitoring.get_system_status()
+    assert status["available"] is True
+    # what published clients read unasked
+    for part in ("host", "cpu", "memory", "processes", "cloud", "server_version"):
+        assert status[part] is not None, part
+    assert status["host"]["hostname"]
+    assert len(status["cpu"]["load_average"]) == 3
+    assert status["memory"]["total_bytes"] > status["memory"]["used_bytes"] > 0
+    assert status["processes"]["total_processes"] > 0
 
 
 def test_errors_of_the_sdk_say_why(sdk: Sdk) -> None:

@@ -24,8 +24,11 @@ from joblet.__main__ import EX_CONFIG, EXIT_CODES
 from joblet.config import SEARCH, ServerConfig
 from joblet.config.server import OVERRIDES, WITHOUT_MEANING
 from joblet.server import audit
+from joblet.server.logs import GapKind
 from joblet.systemd import journal, messages
+from joblet_pb import joblet_pb2 as pb
 from rnx.cli import JOB_COMMANDS
+from rnx.commands import monitor
 from rnx.exits import Exit
 from tools import man
 
@@ -189,6 +192,15 @@ def test_options_are_those_of_the_commands() -> None:
         context = click.Context(command, info_name="x", help_option_names=["-h", "--help"])
         options = [p for p in command.get_params(context) if isinstance(p, click.Option)]
         assert known == {name for o in options for name in [*o.opts, *o.secondary_opts]}, path
+
+
+def test_every_number_of_monitor_status_is_in_its_page(text: Mapping[str, str]) -> None:
+    page = text["rnx-monitor.1"].partition(".SH NUMBERS")[2].partition(".SH")[0]
+    for title, message in (("jobsInfo", pb.JobCounts), ("logsInfo", pb.LogEngine)):
+        section = page.partition(f".SS {title}")[2].partition(".SS")[0]
+        told = {word for head in heads(section) for word in re.findall(r"\b[a-zA-Z]{3,}", head)}
+        assert told == set(monitor.numbers(message()))
+    assert all(kind in page for kind in GapKind)
 
 
 def test_every_option_of_joblet_cert_is_in_its_page(built: Path) -> None:

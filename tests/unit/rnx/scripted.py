@@ -36,6 +36,7 @@ class Script:
             uuid=JOB, status="STOPPED", end_time="2025-11-24T15:04:09Z", exit_code=-1
         )
         self.version = "1.2.3"
+        self.system = pb.SystemStatusResponse()  # beside the version
         self.refuse: tuple[grpc.StatusCode, str] | None = None
         self.before: Callable[[], None] = lambda: None  # runs before each unary answer
 
@@ -95,8 +96,12 @@ class _Monitoring(services.MonitoringServiceServicer):
         self._script = script
 
     def GetSystemStatus(self, request: pb.EmptyRequest, context: Any) -> pb.SystemStatusResponse:
+        if self._script.refuse is not None:
+            context.abort(*self._script.refuse)
         version = pb.ServerVersionInfo(version=self._script.version)
-        return pb.SystemStatusResponse(available=True, server_version=version)
+        answer = pb.SystemStatusResponse(available=True, server_version=version)
+        answer.MergeFrom(self._script.system)
+        return answer
 
 
 class Server:

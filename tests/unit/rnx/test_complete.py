@@ -84,6 +84,7 @@ def test_commands_are_offered(environ: dict[str, str]) -> None:
     assert {"job", "run", "list", "nodes", "version"} <= set(words(environ, ""))
     assert words(environ, "job", "st") == ["status", "stop"]
     assert words(environ, "runtime", "") == ["list"]
+    assert words(environ, "monitor", "") == ["status"]
 
 
 def test_jobs_are_offered_newest_first_with_what_they_are(environ: dict[str, str]) -> None:

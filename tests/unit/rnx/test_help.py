@@ -30,7 +30,7 @@ COMMANDS = list(walk(root))
 def test_both_generations_of_commands_are_there() -> None:
     for name in JOB_COMMANDS:
         assert {(name,), ("job", name)} <= set(COMMANDS)
-    assert {("nodes",), ("version",), ("runtime", "list")} <= set(COMMANDS)
+    assert {("nodes",), ("version",), ("runtime", "list"), ("monitor", "status")} <= set(COMMANDS)
 
 
 def find(path: tuple[str, ...]) -> click.Command:
@@ -100,7 +100,7 @@ def test_help_of_run_has_every_flag_and_every_exit_code(rnx: Rnx) -> None:
         assert code in (Exit.OK, Exit.FAILED) or f"  {int(code)} " in text
 
 
-@pytest.mark.parametrize("words", [(), ("job",), ("runtime",)])
+@pytest.mark.parametrize("words", [(), ("job",), ("runtime",), ("monitor",)])
 def test_groups_alone_show_their_help(rnx: Rnx, words: tuple[str, ...]) -> None:
     result = rnx(*words)
     assert (result.code, result.err) == (0, "")
@@ -150,3 +150,12 @@ def test_published_commands_that_are_not_served_say_so(rnx: Rnx, name: str) -> N
         result = rnx(*words)
         assert result.code == 1
         assert "part of the published rnx, and not served yet" in result.err
+
+
+@pytest.mark.parametrize("name", ["top", "watch", "gpu"])
+def test_published_commands_of_a_group_are_those_of_the_group_alone(rnx: Rnx, name: str) -> None:
+    for words in (("monitor", name), ("help", "monitor", name)):
+        result = rnx(*words)
+        assert (result.code, result.out) == (1, b"")
+        assert f"cannot use rnx monitor {name}: it is part of the published rnx" in result.err
+    assert "there is no such command" in rnx(name).err
