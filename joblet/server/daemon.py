@@ -101,11 +101,12 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
         records = await Records.open(Path(settings.paths.state_dir) / "joblet.db")
         records.boot(boot_id)
         stack.push_async_callback(_bounded, "close the records", records.close)
+        bounds = _bounds(settings.log_persistence)
         logs = LogStore(
             settings.paths.logs_dir,
             settings.paths.stage_dir,
             clock_us=_clock_us,
-            bounds=_bounds(settings.log_persistence),
+            bounds=bounds,
             batching=Batching(flush_s=settings.log_persistence.flush_interval_us / 1e6),
             rotation_bytes=settings.log_persistence.rotation_bytes,
             max_idle_logs=IDLE_LOGS,
@@ -129,7 +130,7 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
         units = JobUnits(manager)
         registry = Registry(time.monotonic)
         counts, metrics = JobCounts.of(registry), LogMetrics.of(registry)
-        _feed(metrics, logs)
+        _feed(metrics, logs, bounds)
         supervisor = _supervisor(settings, records, logs, launcher, units, counts)
         counts.running.watch(supervisor.running)
         stack.push_async_callback(_bounded, "let go of the jobs", supervisor.close)
@@ -185,12 +186,17 @@ def _bounds(settings: LogPersistence) -> Bounds:
     )
 
 
-def _feed(metrics: LogMetrics, logs: LogStore) -> None:
+def _feed(metrics: LogMetrics, logs: LogStore, bounds: Bounds) -> None:
     """What the store counts by itself."""
-    metrics.logs_open.watch(lambda: logs.statistics().logs_open)
+    metrics.queue_bytes.watch(lambda: logs.staged_bytes)
+    metrics.queue_chunks.watch(lambda: logs.statistics().staged_chunks)
+    metrics.queue_limit_bytes.watch(lambda: bounds.limit_bytes)
     metrics.bytes_in.watch(logs.bytes_moved)
     metrics.chunks_in.watch(lambda: sum(each.chunks for each in logs.statistics().readers))
+    metrics.batches.watch(lambda: logs.statistics().batches)
+    metrics.overflow["block"].watch(lambda: sum(each.waits for each in logs.statistics().readers))
     metrics.pauses.watch(lambda: sum(each.pauses for each in logs.statistics().readers))
+    metrics.logs_open.watch(lambda: logs.statistics().logs_open)
 
 
 def _enforcement(settings: ServerConfig) -> Enforcement:

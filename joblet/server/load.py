@@ -9,8 +9,10 @@ from joblet.server.logs import GapKind, LogMetrics
 from joblet.systemd.statusline import count, rate, size
 
 SHORTEST_S: Final = 0.5  # a rate over less than this says nothing
-# Output that waits for the disk is worth a word from here on: less is what every burst leaves.
+# Output that waits for the disk is worth a word from here on, and from this part of the room for it:
+# less is what every burst leaves.
 MUCH_BYTES: Final = 32_000_000
+MUCH_OF_ROOM: Final = 4
 
 # What is missing because something went wrong; what retention removed is not.
 WRONG: Final = (GapKind.LOST, GapKind.SAMPLED, GapKind.DROPPED)
@@ -48,7 +50,7 @@ class Load:
     def _happening(self) -> list[str]:
         said = []
         waiting = self._logs.queue_bytes.read()
-        if waiting >= MUCH_BYTES:
+        if waiting >= max(MUCH_BYTES, self._logs.queue_limit_bytes.read() // MUCH_OF_ROOM):
             said.append(f"{size(waiting)} waiting for the disk")
         overflow, before = self._logs.overflow.read(), self._overflow
         self._overflow = overflow

@@ -228,10 +228,10 @@ def _logs(logs: "pb.LogEngine") -> dict[str, str]:
     return {
         "Read": f"{size(logs.bytes_in)} in {logs.chunks_in} chunks",
         "Waiting": waiting,
-        "Written": f"{size(logs.bytes_out)} in {logs.batches} batches" if logs.batches else "",
+        "Written": _written(logs),
         "Batch Size": _spread(logs.batch_size, "{:.0f} chunks"),
         "Write Latency": _spread(logs.write_us, "{:.2f} ms", 1000),
-        "Overflow": _counted(logs.overflow, "chunks"),
+        "Overflow": ", ".join(f"{name} {count}" for name, count in sorted(logs.overflow.items())),
         "Gaps": ", ".join(gaps) or "none",
         "Followers": followers,
         "Disk Refused": f"{logs.pauses} times" if logs.pauses else "",
@@ -239,16 +239,16 @@ def _logs(logs: "pb.LogEngine") -> dict[str, str]:
     }
 
 
+def _written(logs: "pb.LogEngine") -> str:
+    batches = f"{logs.batches} batches" if logs.batches else ""
+    return f"{size(logs.bytes_out)} in {batches}" if logs.bytes_out and batches else batches
+
+
 def _spread(values: "pb.Distribution", form: str, divisor: int = 1) -> str:
     if not values.most:
         return ""
     p50, p99, most = (form.format(v / divisor) for v in (values.p50, values.p99, values.most))
     return f"p50 {p50}, p99 {p99}, most {most}"
-
-
-def _counted(counts: Mapping[str, int], what: str) -> str:
-    shown = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-    return f"{shown} {what}" if shown else ""
 
 
 def _percent(value: float) -> str:

@@ -88,6 +88,8 @@ def test_jobs_and_their_output_are_counted(rnx: Rnx) -> None:
     assert jobs["running"] - before["jobsInfo"]["running"] == 1
     assert logs["bytesIn"] - before["logsInfo"]["bytesIn"] >= 3 * MIB
     assert logs["chunksIn"] > before["logsInfo"]["chunksIn"]
+    assert logs["batches"] > before["logsInfo"]["batches"]
+    assert 0 <= logs["queueBytes"] < logs["queueLimitBytes"]
     rnx("stop", job).check()
     after = status(rnx)["jobsInfo"]
     assert after["stopped"] - jobs["stopped"] == 1

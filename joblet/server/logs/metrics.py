@@ -12,7 +12,7 @@ from typing import ClassVar, Final, Self
 from joblet.metrics import Counter, Counters, Gauge, Histogram, Registry
 from joblet.server.logs.format import GapKind
 
-# `block`: a pipe was left unread because there was no room
+# `block` counts how often reading waited for room, while jobs wait when their pipes are full
 STRATEGIES: Final = ("compress", "spill", "sample", "alert", "drop", "block")
 
 
@@ -25,7 +25,7 @@ class LogMetrics:
 
     queue_chunks: Gauge  # staged, not yet in the store
     queue_bytes: Gauge
-    queue_limit_bytes: Gauge  # memory_limit
+    queue_limit_bytes: Gauge  # memory_limit, as it is now
     bytes_in: Counter  # read from jobs' pipes
     chunks_in: Counter
     bytes_out: Counter  # written to the store
@@ -39,7 +39,7 @@ class LogMetrics:
     followers: Gauge  # clients that read a log now
     follower_lag_bytes: Gauge  # of the one that is furthest behind the end of its log
     followers_removed: Counter  # for having stalled
-    pauses: Counter  # of reading a pipe, because the disk refused
+    pauses: Counter  # of reading or storing a log, because the stage or the disk refused
     logs_open: Gauge
     _lags: dict[object, Callable[[], int]]
 

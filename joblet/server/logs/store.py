@@ -44,6 +44,8 @@ class StoreStatistics:
     """The store at one moment."""
 
     logs_open: int
+    staged_chunks: int
+    batches: int  # that the writers have stored
     readers: tuple[ReaderStatistics, ...]
 
 
@@ -262,6 +264,8 @@ class LogStore:
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(
             logs_open=len(self._logs),
+            staged_chunks=self._room.chunks,
+            batches=sum(writer.batches for writer in self._writers),
             readers=tuple(reader.statistics() for reader in self._readers),
         )
 

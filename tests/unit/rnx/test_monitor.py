@@ -291,7 +291,7 @@ def test_text_of_a_server_of_ours(rnx: Rnx, script: Script) -> None:
         "Written: 2 GB in 600 batches",
         "Batch Size: p50 100 chunks, p99 100 chunks, most 100 chunks",
         "Write Latency: p50 1.25 ms, p99 8.40 ms, most 21.00 ms",
-        "Overflow: compress 12, spill 3 chunks",
+        "Overflow: compress 12, spill 3",
         "Gaps: lost 1, sampled 2 (1.5 KB)",
         "Followers: 3, the last one 12 KB behind; 1 removed for having stalled",
         "Disk Refused: 4 times",

@@ -166,6 +166,9 @@ def test_the_status_line_says_what_is_not_as_it_should_be() -> None:
     metrics.overflow["spill"].add(7)  # before
     load = Load(lambda: jobs, metrics, lambda: now)
     assert load.line() == "1 job running"
+    metrics.queue_limit_bytes.watch(lambda: 400_000_000)
+    waiting = 99_000_000
+    assert load.line() == "1 job running"
     waiting = 212_000_000
     metrics.overflow["spill"].add(3)
     metrics.overflow["alert"].add(1)
