@@ -9,8 +9,8 @@ from joblet.server.logs import GapKind, LogMetrics
 from joblet.systemd.statusline import count, rate, size
 
 SHORTEST_S: Final = 0.5  # a rate over less than this says nothing
-# Output that waits for the disk is worth a word from here on, and from this part of the room for it:
-# less is what every burst leaves.
+# Output that waits for the disk is worth a word from here on, and from this part of the room for
+# it: less is what every burst leaves.
 MUCH_BYTES: Final = 32_000_000
 MUCH_OF_ROOM: Final = 4
 
