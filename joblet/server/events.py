@@ -8,12 +8,15 @@ message to `journalctl -x`.
 
 import dataclasses
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Final
 
 from joblet.model import Job, Reason
 from joblet.server.admission import masked, shown
 from joblet.systemd import messages
 from joblet.systemd.statusline import count
+
+SOME: Final = 3  # ids that a message names
 
 log = logging.getLogger("joblet.jobs")
 
@@ -77,6 +80,15 @@ def taken_back(running: int, ended_meanwhile: int) -> None:
             text += f", and {count(ended_meanwhile, 'job')} that ended meanwhile"
         fields = {"MESSAGE_ID": messages.JOBS_TAKEN_BACK, "JOBLET_JOBS": str(running)}
         log.info("%s", text, extra={"fields": fields})
+
+
+def logs_without_record(ids: Sequence[str]) -> None:
+    """Said once, at the server's start."""
+    if ids:
+        some = ", ".join(ids[:SOME]) + (", …" if len(ids) > SOME else "")
+        text = f"{count(len(ids), 'log')} of jobs that have no record: {some}; kept as they are"
+        fields = {"MESSAGE_ID": messages.LOGS_WITHOUT_RECORD, "JOBLET_LOGS": str(len(ids))}
+        log.warning("%s", text, extra={"fields": fields})
 
 
 def _say(level: int, text: str, message_id: str, job: Job, **fields: str) -> None:

@@ -93,6 +93,7 @@ class JobTask:
         self._recorded = False
         self._launch_error: JobletError | None = None  # why there was no go, for the client
         self.cleaned = False  # nothing is left of it: its directory, its unit, its ids
+        self.left = asyncio.Event()  # whoever owns this task has let go of it
         self._group: asyncio.TaskGroup | None = None
         self._helpers: set[asyncio.Task[None]] = set()
         self._copying: asyncio.Task[None] | None = None

@@ -9,11 +9,13 @@ Invariants:
 - A put that is called later wins, whatever order the event loop then runs them in.
 - A bounded number of calls waits for each thread; more wait for their turn.
 - A cancelled call may still be carried out.
+- A job whose deletion has begun is in no answer, but for `deletions`.
 - After an error of the disk nothing of that transaction is kept, all who wait for it hear of it,
   and the next one is tried.
 
 Jobs go in and come out frozen; who holds jobs in memory is the supervisor's business. The file and
-its format: records_file.py, records_codec.py; the threads: records_thread.py.
+its format: records_file.py, records_codec.py; the threads: records_thread.py; how records go:
+records_deletion.py.
 """
 
 import asyncio
@@ -23,13 +25,14 @@ import functools
 import itertools
 import json
 import sqlite3
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from joblet.errors import AlreadyExists, Internal, JobletError, NotFound, Unavailable
 from joblet.model import FINAL, Job, JobState
 from joblet.server import records_codec as codec
+from joblet.server import records_deletion as deletion
 from joblet.server import records_file as file
 from joblet.server.records_thread import DatabaseThread, Operation, Row, WriterThread
 
@@ -44,7 +47,11 @@ MATCHES: Final = 5  # ids that are shown to who gave a prefix of several
 # Puts of one run of the server, at most; its number stands above them in a revision.
 PUTS_BITS: Final = 40
 
+# Above every number of a job.
+LAST: Final = 2**63 - 1
+
 T = TypeVar("T")
+Head = tuple[int, str]  # a job's number and its id
 Jobs = list[Job]  # inside the class, `list` is a method
 
 
@@ -165,7 +172,7 @@ class Records:
         self._puts_done += 1
 
     async def idempotent(self, identity: str, key: str) -> str | None:
-        """The id of the job that `identity` asked for with this key."""
+        """The id of the job that `identity` asked for with this key; it may have been deleted."""
         return await self._read(
             "look up an idempotency key", lambda db: _idempotent(db, identity, key)
         )
@@ -193,19 +200,14 @@ class Records:
         return jobs
 
     async def page(
-        self,
-        *,
-        states: Collection[JobState] = (),
-        newest_first: bool = False,
-        cursor: int = 0,
-        limit: int = PAGE,
+        self, *, states: Collection[JobState] = (), cursor: int = 0, limit: int = PAGE
     ) -> Page:
-        """Up to `limit` jobs, in the order of their creation or backwards. `cursor` 0 begins.
+        """Up to `limit` jobs, in the order of their creation. `cursor` 0 begins.
 
         A job that changes its state or is created while somebody turns pages may be on none or on
         a later one; none is on two.
         """
-        query, args = _page_query(states, newest_first=newest_first, cursor=cursor, limit=limit)
+        query, args = _page_query(states, cursor=cursor, limit=limit)
 
         def read(db: sqlite3.Connection) -> Page:
             rows = db.execute(query, args).fetchall()
@@ -215,11 +217,48 @@ class Records:
 
         return await self._read("list the jobs", read)
 
+    async def heads(
+        self, *, cursor: int = 0, limit: int = PAGE, newest_first: bool = False
+    ) -> Sequence[Head]:
+        """Numbers and ids of up to `limit` jobs behind `cursor`, or, newest first, before it; 0
+        begins. For who has met most of these jobs before; `load` reads the others.
+
+        A number is a job's for ever, so that a cursor stays good whatever comes and goes.
+        """
+        bound = cursor or (LAST if newest_first else 0)
+        query = HEADS_DOWN if newest_first else HEADS_UP
+
+        def read(db: sqlite3.Connection) -> Sequence[Head]:
+            text = db.execute(query, (bound, limit)).fetchone()[0]
+            found: list[list[Any]] = json.loads(text)
+            return sorted(((number, job_id) for number, job_id in found), reverse=newest_first)
+
+        return await self._read("list the jobs", read)
+
+    async def load(self, ids: Collection[str]) -> dict[str, Job]:
+        """The jobs with these ids, those that there are."""
+        query = "SELECT id, format, body FROM jobs WHERE deleting = 0 AND id IN"
+        query += " (SELECT value FROM json_each(?))"
+
+        def read(db: sqlite3.Connection) -> dict[str, Job]:
+            rows = db.execute(query, (json.dumps([*ids]),)).fetchall()
+            return {job_id: _job(number, body) for job_id, number, body in rows}
+
+        return await self._read("read jobs", read)
+
+    async def ids(self) -> frozenset[str]:
+        """Of all jobs, also of those whose deletion has begun."""
+        query = "SELECT json_group_array(id) FROM jobs"
+        [text] = await self._read("list the jobs", lambda db: db.execute(query).fetchone())
+        return frozenset(json.loads(text))
+
     async def count(self) -> dict[JobState, int]:
         """How many jobs are in each state; states without any are left out."""
         rows = await self._read(
             "count the jobs",
-            lambda db: db.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall(),
+            lambda db: db.execute(
+                "SELECT state, count(*) FROM jobs WHERE deleting = 0 GROUP BY state"
+            ).fetchall(),
         )
         return {JobState(state): number for state, number in rows}
 
@@ -227,14 +266,36 @@ class Records:
         """The jobs that are in no final state, in the order of their creation."""
         return await self.list(states=[state for state in JobState if state not in FINAL])
 
-    async def delete(self, job_id: str) -> None:
-        """Forget a job, and the idempotency key that stands for it. Raises NotFound."""
+    async def begin_deletion(self, job_id: str) -> None:
+        """Durable when it returns: nobody finds the job any more, `forget` or `keep` must follow.
 
-        def delete(db: sqlite3.Connection) -> int:
-            return db.execute("DELETE FROM jobs WHERE id = ?", (job_id,)).rowcount
+        Raises NotFound, also when it has begun already, and FailedPrecondition for a job that has
+        not ended.
+        """
+        await self._write(f"delete job {job_id}", lambda db: deletion.begin(db, job_id))
 
-        if await self._write(f"delete job {job_id}", delete) == 0:
-            raise NotFound(f"delete job {job_id}", f"job not found: {job_id}")
+    async def begin_deletions(self, cursor: int, until: int, *, limit: int) -> deletion.Begun:
+        """The same for those that have ended of the next `limit` jobs, up to number `until`."""
+        return await self._write(
+            "delete jobs", lambda db: deletion.begin_ended(db, cursor, until, limit)
+        )
+
+    async def keep(self, ids: Collection[str]) -> None:
+        """Take back that their deletion has begun."""
+        await self._write("keep jobs", lambda db: deletion.keep(db, ids))
+
+    async def forget(self, ids: Collection[str]) -> None:
+        """Forget jobs whose deletion has begun. The idempotency keys that stand for them stay
+        known, the last SPENT_KEYS."""
+        await self._write("forget jobs", lambda db: deletion.forget(db, ids))
+
+    async def deletions(self) -> Sequence[str]:
+        """Ids of the jobs whose deletion has begun."""
+        return await self._read("look up what is being deleted", deletion.begun)
+
+    async def last(self) -> int:
+        """The number of the job that was created last; 0: there is none."""
+        return await self._read("count the jobs", deletion.last)
 
     def boot(self, boot_id: str) -> None:
         """Say which boot of the machine this is: jobs recorded for the first time belong to it."""
@@ -292,9 +353,22 @@ PUT_ROWS: Final = """
         name = excluded.name, format = excluded.format, body = excluded.body
     WHERE excluded.revision > jobs.revision
 """
+OWNER: Final = (
+    "SELECT job FROM idempotency WHERE identity = ? AND key = ?"
+    " UNION ALL SELECT job FROM spent_keys WHERE identity = ? AND key = ?"
+)
 CLAIM: Final = (
     "INSERT INTO idempotency (identity, key, job) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 )
+
+
+# One row, because the interpreter's lock is taken for each.
+HEADS_UP: Final = """
+    SELECT json_group_array(json_array(seq, id)) FROM (
+        SELECT seq, id FROM jobs INDEXED BY jobs_listed WHERE deleting = 0 AND seq > ?
+        ORDER BY seq LIMIT ?)
+"""
+HEADS_DOWN: Final = HEADS_UP.replace("seq > ?", "seq < ?").replace("BY seq", "BY seq DESC")
 
 
 def _open(path: Path) -> tuple[file.Lock, sqlite3.Connection, sqlite3.Connection]:
@@ -332,38 +406,33 @@ def _decoded(number: int, body: str) -> Job:
 
 
 def _find(db: sqlite3.Connection, text: str) -> list[tuple[int, str]]:
-    found = db.execute("SELECT format, body FROM jobs WHERE id = ?", (text,)).fetchall()
+    query = "SELECT format, body FROM jobs WHERE id = ? AND deleting = 0"
+    found = db.execute(query, (text,)).fetchall()
     if found or not text or len(text) >= ID_LENGTH:
         return found
     beyond = text + chr(0x10FFFF)
     return db.execute(
-        "SELECT format, body FROM jobs WHERE id > ? AND id < ? ORDER BY id LIMIT ?",
+        "SELECT format, body FROM jobs WHERE id > ? AND id < ? AND deleting = 0"
+        " ORDER BY id LIMIT ?",
         (text, beyond, MATCHES + 1),
     ).fetchall()
 
 
-def _page_query(
-    states: Collection[JobState], *, newest_first: bool, cursor: int, limit: int
-) -> tuple[str, list[Any]]:
-    where: list[str] = ["1"]
-    args: list[Any] = []
+def _page_query(states: Collection[JobState], *, cursor: int, limit: int) -> tuple[str, list[Any]]:
+    where = ["deleting = 0", "seq > ?"]
+    args: list[Any] = [cursor]
     if states:
         where.append(f"state IN ({','.join('?' * len(states))})")
         args += [state.value for state in states]
-    if cursor:
-        where.append("seq < ?" if newest_first else "seq > ?")
-        args.append(cursor)
-    order = "DESC" if newest_first else "ASC"
     query = (
         f"SELECT seq, format, body FROM jobs WHERE {' AND '.join(where)}"  # noqa: S608  marks only
-        f" ORDER BY seq {order} LIMIT ?"
+        " ORDER BY seq LIMIT ?"
     )
     return query, [*args, limit + 1]
 
 
 def _idempotent(db: sqlite3.Connection, identity: str, key: str) -> str | None:
-    query = "SELECT job FROM idempotency WHERE identity = ? AND key = ?"
-    row = db.execute(query, (identity, key)).fetchone()
+    row = db.execute(OWNER, (identity, key, identity, key)).fetchone()
     return None if row is None else row[0]
 
 

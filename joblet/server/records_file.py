@@ -63,6 +63,21 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX idempotency_by_job ON idempotency (job)",
         "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID",
     ),
+    (
+        # deleting: 1 once the job's deletion has begun; nobody is shown such a job any more, and it
+        # is not undone by a crash. spent_keys: keys of jobs that are gone, the last ones only.
+        # Lists read jobs_listed alone, as far as they have met the jobs before.
+        "ALTER TABLE jobs ADD COLUMN deleting INTEGER NOT NULL DEFAULT 0",
+        "CREATE INDEX jobs_listed ON jobs (seq, id) WHERE deleting = 0",
+        "CREATE INDEX jobs_deleting ON jobs (seq) WHERE deleting = 1",
+        """CREATE TABLE spent_keys (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            identity TEXT NOT NULL,
+            key TEXT NOT NULL,
+            job TEXT NOT NULL,
+            UNIQUE (identity, key)
+        ) STRICT""",
+    ),
 )
 
 # How long a writer waits for another program that has the database open (a backup, an admin).

@@ -3,29 +3,34 @@
 start.
 
 A job's task alone writes its state; here is who owns the tasks. Whoever asks gets frozen records:
-of
-a job that lives from its task, of one that has ended from the database.
+of a job that lives from its task, of one that has ended from the database.
 """
 
 import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 from joblet import link
 from joblet.errors import FailedPrecondition, JobletError, NotFound, ResourceExhausted, Unavailable
 from joblet.launch.protocol import ProtocolError
 from joblet.model import FINAL, Job, JobSpec, JobState, Limits, not_running, unit_name
-from joblet.server import admission, events, limits, patience, recovery
+from joblet.server import admission, audit, events, limits, patience, recovery
 from joblet.server.ctl import Ctl
+from joblet.server.deletion import Deleted, Deletion
 from joblet.server.jobtask import JobTask, Tools
 from joblet.server.logs import JobLog
-from joblet.server.records import Records
+from joblet.server.records import Head, Records
+from joblet.server.records_deletion import not_ended
 
 log = logging.getLogger(__name__)
 
+# That a job which has just ended has, before it is deleted, for its PID 1 to go and the journal's
+# copy to catch up. Neither needs what is deleted.
+QUIET_S: Final = 3.0
+RETENTION: Final = "retention"  # who deletes, in the audit, where no client asked
 DETACH_S: Final = 10.0  # for all tasks together to give their pipes back at a clean stop
 # Before the server serves: for jobs that ended meanwhile to be recorded (a full disk is waited out
 # longer than that, in the background), and for the PID 1s of those that run to be heard (one that
@@ -55,7 +60,10 @@ class Supervisor:
         settings: Settings,
         *,
         new_id: Callable[[], str],
+        step: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """step(name): called behind every step of a deletion that a kill could part from the
+        next."""
         self._records = records
         self._tools = tools
         self._settings = settings
@@ -65,6 +73,7 @@ class Supervisor:
         self._uids: dict[str, int] = {}  # of every job with a directory, and of those on their way
         self._by_key: dict[tuple[str, str], asyncio.Task[Job]] = {}
         self._closing = False
+        self._deletion = Deletion(records, tools.logs, quiet=self._quiet, step=step)
         self.on_change: Callable[[], None] = lambda: None  # how many are running has changed
 
     # -- what clients ask ------------------------------------------------------------------------
@@ -73,9 +82,8 @@ class Supervisor:
         """Launch a job; returns when it runs or has ended. With the same key, the same client's
         same job.
 
-        Raises InvalidArgument, FailedPrecondition (a limit that is not enforced),
-        ResourceExhausted,
-        and why the launch failed.
+        Raises InvalidArgument, FailedPrecondition (a limit that is not enforced, a key whose job
+        was deleted), ResourceExhausted, and why the launch failed.
         """
         if not key:
             return await self._run(spec, by, key)
@@ -89,9 +97,17 @@ class Supervisor:
 
     async def _run_once(self, spec: JobSpec, by: str, key: str) -> Job:
         known = await self._records.idempotent(by, key)
-        if known is not None:
+        if known is None:
+            return await self._run(spec, by, key)
+        try:
             return await self.get(known)
-        return await self._run(spec, by, key)
+        except NotFound:
+            # what was asked for has been done once: it must not be done again unasked
+            raise FailedPrecondition(
+                admission.WHAT,
+                f"its idempotency key stands for job {known}, which has been deleted",
+                hint="to run it once more, take another key",
+            ) from None
 
     async def _run(self, spec: JobSpec, by: str, key: str) -> Job:
         self._check_open()
@@ -143,20 +159,24 @@ class Supervisor:
     async def get(self, job_id: str) -> Job:
         """By id or a prefix that only one job has. Raises NotFound."""
         task = self._tasks.get(job_id)
-        if task is not None:
+        if task is not None and not task.job.final:  # one that has ended may have been deleted
             return task.job
         found = await self._records.get(job_id)
         task = self._tasks.get(found.id)
         return task.job if task is not None else found
 
-    async def newest_first(self) -> AsyncGenerator[Job, None]:
-        """All jobs, page by page, the last one created first. Who has enough stops."""
-        cursor: int | None = 0
-        while cursor is not None:
-            page = await self._records.page(newest_first=True, cursor=cursor)
-            for job in page.jobs:
-                yield self._tasks[job.id].job if job.id in self._tasks else job
-            cursor = page.cursor
+    async def heads(self, cursor: int, limit: int, *, newest_first: bool) -> Sequence[Head]:
+        """Numbers and ids of up to `limit` jobs, behind or before `cursor`; see Records.heads."""
+        return await self._records.heads(cursor=cursor, limit=limit, newest_first=newest_first)
+
+    def living(self, job_id: str) -> Job | None:
+        """The job, if there is a task for it."""
+        task = self._tasks.get(job_id)
+        return task.job if task is not None else None
+
+    async def load(self, ids: Collection[str]) -> Mapping[str, Job]:
+        """The jobs with these ids, as far as they are there."""
+        return await self._records.load(ids)
 
     async def stop(self, job_id: str, *, by: str) -> Job:
         """The job, ended. Raises NotFound, FailedPrecondition for one that has ended already."""
@@ -179,13 +199,64 @@ class Supervisor:
             task.ended.clear()
             self._own(self._see_through(task, task.run_again(), again=False), job_id)
 
+    async def delete(self, job_id: str) -> Job:
+        """The job that was deleted: its record and its log are gone. By id, or by a prefix that
+        only one job has.
+
+        Raises NotFound, FailedPrecondition for one that has not ended, and why its log cannot be
+        removed; then the job is there as before.
+        """
+        job = await self.get(job_id)
+        if not job.final and job.id not in self._tasks:
+            job = await self.get(job.id)  # it may have ended while we looked
+        if not job.final:
+            raise not_ended(job.id, job.state)
+        await self._deletion.delete(job.id)
+        return job
+
+    async def delete_ended(self) -> Deleted:
+        """Delete every job that has ended; see Deletion.delete_ended."""
+        return await self._deletion.delete_ended()
+
+    async def expire(self, job_id: str) -> None:
+        """Delete a job because its log has outlived its time, not because a client asked.
+
+        An id, no prefix. Audited. Raises as `delete` does.
+        """
+
+        def tell(result: str) -> None:
+            audit.record(RETENTION, "this server", "DeleteJob", result, job=job_id)
+
+        try:
+            await self._deletion.delete(job_id)
+        except JobletError as error:
+            tell(str(error))
+            raise
+        except asyncio.CancelledError:
+            tell("not waited for: the server was stopped")
+            raise
+        tell("ok")
+
+    async def _quiet(self, ids: Collection[str]) -> None:
+        """Returns when the tasks of these jobs, which have ended, are over; bounded."""
+        tasks = [self._tasks[job_id] for job_id in ids if job_id in self._tasks]
+        await _late([task.left for task in tasks], QUIET_S)
+
     async def open_log(self, job_id: str) -> JobLog:
         """The log of a job that has a record. Raises NotFound, also when only the log is gone."""
         job = await self.get(job_id)
         if not job.final and job.id not in self._tasks:
             job = await self.get(job.id)  # it may have ended while we looked
         # one that has ended has its log, or will never have one
-        job_log = await self._tools.logs.open(job.id, create=job.id in self._tasks)
+        task = self._tasks.get(job.id)
+        lives = task is not None and not task.job.final
+        try:
+            job_log = await self._tools.logs.open(job.id, create=lives)
+        except JobletError:
+            await self.get(job.id)  # raises NotFound if it was deleted while we looked
+            raise
+        if not lives:
+            await self._still_there(job.id)
         job_log.hide(job.spec.secret_environment.values())
         task = self._tasks.get(job.id)
         if task is None:
@@ -193,6 +264,16 @@ class Supervisor:
         elif task.fault is not None:
             job_log.give_up(task.fault)
         return job_log
+
+    async def _still_there(self, job_id: str) -> None:
+        """Behind the opening of a log: whether its job was deleted meanwhile; then what the opening
+        made anew must not stay. Raises NotFound."""
+        try:
+            await self.get(job_id)
+        except NotFound:
+            with contextlib.suppress(JobletError):  # the deletion itself may be at it
+                await self._tools.logs.remove(job_id)
+            raise
 
     async def _close_log(self, job: Job, job_log: JobLog) -> None:
         """A log that nobody writes has an end, also when its disk lost that."""
@@ -277,6 +358,7 @@ class Supervisor:
                 raise
             work = task.run_again()
         self._tasks.pop(job_id, None)
+        task.left.set()
         self.on_change()
         if task.cleaned:  # else init mode would refuse its ids to every other job
             self._uids.pop(job_id, None)
@@ -295,11 +377,15 @@ class Supervisor:
     async def close(self) -> None:
         """A clean stop: every task gives its pipes back and hangs up. Bounded."""
         self._closing = True
+        deleting = asyncio.ensure_future(self._deletion.close())
         running = list(self._running)
         for task in running:
             task.cancel()
         if running:
             await asyncio.wait(running, timeout=DETACH_S)
+        for job_task in self._tasks.values():
+            job_task.left.set()  # nobody works on it any more
+        await deleting
 
     # -- recovery --------------------------------------------------------------------------------
 
@@ -309,6 +395,8 @@ class Supervisor:
         Returns when that is done, but for what takes too long: such a job is served as its record
         says, and its end recorded when it can be.
         """
+        await self._deletion.finish()
+        await self._report_orphans()
         directories = await self._tools.launcher.list_jobs()
         unfinished = await self._records.load_unfinished()
         boots = await self._records.boots()
@@ -342,6 +430,16 @@ class Supervisor:
         taken_back = sum(isinstance(action, recovery.TakeBack) for action in todo)
         ended = sum(isinstance(action, recovery.ReadResults) for action in todo)
         events.taken_back(taken_back, ended)
+
+    async def _report_orphans(self) -> None:
+        """Logs without a record. A deletion leaves none, so they are not ours to remove: with a
+        database from a backup every later job's log is one."""
+        try:
+            orphans = set(await self._tools.logs.list()) - await self._records.ids()
+        except JobletError as error:
+            log.warning("%s", error)
+        else:
+            events.logs_without_record(sorted(orphans))
 
     async def _finished(self, job_ids: Sequence[str] | set[str]) -> list[str]:
         found = []

@@ -45,10 +45,12 @@ FIELDS: Final[Mapping[str, str]] = {
     "JOBLET_LEFT_OUT": "how many lines of the job are missing here",
     "JOBLET_LIMITS": "the limits that are not enforced, by their names",
     "JOBLET_JOBS": "how many running jobs the server took back",
-    "JOBLET_WHO": "the client, by the name in its certificate",
-    "JOBLET_FROM": "the address and port that the client called from",
-    "JOBLET_WHAT": "the call, such as RunJob or StopJob",
-    "JOBLET_RESULT": "ok, or why the call was refused or failed",
+    "JOBLET_LOGS": "how many logs have no record",
+    "JOBLET_WHO": "the client, by the name in its certificate; retention where the server itself"
+    " deletes what has outlived its time",
+    "JOBLET_FROM": "the address and port that the client called from, or: this server",
+    "JOBLET_WHAT": "the call, such as RunJob, StopJob or DeleteJob",
+    "JOBLET_RESULT": "ok, or why the call was refused or failed; of DeleteAllJobs its answer",
 }
 
 _FIELD: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)  # what journald takes from a client

@@ -51,7 +51,7 @@ SERVER = (
     ("daemon",),
     ("rpc",),
     ("supervisor",),
-    ("jobtask", "recovery"),
+    ("jobtask", "recovery", "deletion"),
     ("journal", "events", "results", "troubles"),
     ("patience",),
     ("launcher", "ctl", "units", "load"),

@@ -144,6 +144,10 @@ class LogDirectory:
         self.log_path(job_id).rename(aside)
         shutil.rmtree(aside)
 
+    def sync(self) -> None:
+        """Make durable which logs there are. Raises OSError."""
+        sync_directory(self.path)
+
     def _probe_splice(self, what: str) -> None:
         """Move a byte from a pipe into a file, as the readers will."""
         path = self.stage / _PROBE

@@ -261,6 +261,13 @@ class LogStore:
             self._cache.drop(self._directory.stage_path(job_id))
             self._removing.discard(job_id)
 
+    async def sync_removed(self) -> None:
+        """Make durable that the logs removed so far are gone. Raises as `remove` for the disk."""
+        try:
+            await self._in_pool(self._directory.sync)
+        except OSError as exc:
+            raise fault("remove logs for good", exc) from exc
+
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(
             logs_open=len(self._logs),

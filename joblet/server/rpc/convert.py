@@ -9,10 +9,12 @@ from joblet.config import duration_us
 from joblet.errors import InvalidArgument, Unimplemented
 from joblet.model import Job, JobSpec, Limits
 from joblet.server.admission import WHAT
+from joblet.server.deletion import Deleted
 from joblet_pb import joblet_pb2 as pb
 
 MIB: Final = 1 << 20
 SECRET: Final = "***"  # noqa: S105 - what stands for one
+SOME: Final = 3  # ids that a message names
 INT32: Final = 2**31 - 1
 INT64: Final = 2**63 - 1
 MAX_TIMEOUT_US: Final = 366 * 86_400_000_000
@@ -167,6 +169,23 @@ def listed(job: Job, node_id: str) -> pb.Job:
 def stop_response(job: Job) -> pb.StopJobResponse:
     return pb.StopJobResponse(
         uuid=job.id, status=job.state, end_time=timestamp(job.ended_us), exit_code=_exit_code(job)
+    )
+
+
+def delete_all_response(done: Deleted) -> pb.DeleteAllJobsResponse:
+    """The words up to the semicolon are those that published clients know."""
+    text = f"Successfully deleted {done.deleted} jobs, "
+    text += f"skipped {done.skipped} running/scheduled jobs"
+    if done.failed:
+        some = ", ".join(done.failed[:SOME]) + (", …" if len(done.failed) > SOME else "")
+        text += f"; could not delete {len(done.failed)} ({some})"
+    if done.why is not None:
+        text += f"; {done.why.text}"
+    return pb.DeleteAllJobsResponse(
+        success=done.why is None,
+        message=text,
+        deleted_count=_int32(done.deleted),
+        skipped_count=_int32(done.skipped),
     )
 
 

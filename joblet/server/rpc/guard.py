@@ -43,7 +43,9 @@ class Caller:
         return self.identity.name
 
 
-Unary = Callable[[Any, Caller], Awaitable[Message]]
+# A long answer may come encoded, so that the event loop does not do it in one go.
+Answer = Message | bytes
+Unary = Callable[[Any, Caller], Awaitable[Answer]]
 Stream = Callable[[Any, Caller], AsyncIterator[Message]]
 
 
@@ -61,7 +63,7 @@ def handlers(unary: Mapping[str, Unary], streams: Mapping[str, Stream]) -> list[
         for method in service.method:
             path = f"/{name}/{method.name}"
             decode = _message(method.input_type).FromString
-            encode = _message(method.output_type).SerializeToString
+            encode = _encode
             if method.server_streaming:
                 stream = streams.get(path, _no_stream(path))
                 methods[method.name] = grpc.unary_stream_rpc_method_handler(
@@ -80,6 +82,10 @@ def _message(name: str) -> type[Message]:
     """ ".joblet.Job" as its class."""
     found: type[Message] = getattr(pb, name.rpartition(".")[2])
     return found
+
+
+def _encode(answer: Answer) -> bytes:
+    return answer if isinstance(answer, bytes) else answer.SerializeToString()
 
 
 def _not_served(path: str) -> Callable[[Any, Caller], Awaitable[Any]]:
@@ -126,7 +132,7 @@ def _address(peer: str) -> str:
 def _guard_unary(path: str, handler: Unary) -> Any:
     operation = access.OPERATIONS.get(path)
 
-    async def guarded(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Message:
+    async def guarded(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Answer:
         try:
             caller = _caller(context, path)
             try:
@@ -141,7 +147,7 @@ def _guard_unary(path: str, handler: Unary) -> Any:
             except Exception:
                 _audit(operation, caller, path, request, None, str(_bug(path)))
                 raise
-            _audit(operation, caller, path, request, response, "ok")
+            _audit(operation, caller, path, request, response, _result(response))
             return response
         except JobletError as error:
             await context.abort(*status.of(error))
@@ -174,6 +180,12 @@ def _bug(path: str) -> Internal:
     return Internal(
         f"serve {path.rpartition('/')[2]}", "a fault of the server", hint="see its journal"
     )
+
+
+def _result(response: Any) -> str:
+    """ "ok", or what an answer says that is about many jobs."""
+    many = isinstance(response, pb.DeleteAllJobsResponse)
+    return response.message if many else "ok"
 
 
 def _audit(

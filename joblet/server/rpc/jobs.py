@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """JobService: what of it is served. Thin: proto in, the supervisor's answer out."""
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
@@ -10,12 +8,12 @@ from joblet.errors import InvalidArgument
 from joblet.server.logs import Chunk, Gap, LogMetrics
 from joblet.server.rpc import convert
 from joblet.server.rpc.guard import Caller, Stream, Unary
+from joblet.server.rpc.listing import Listing
 from joblet.server.supervisor import Supervisor
 from joblet_pb import joblet_pb2 as pb
 
 MAX_KEY: Final = 128  # characters of an idempotency key
-MAX_LIST_BYTES: Final = 3_500_000  # a client's default limit is 4 MiB
-SLICE: Final = 50  # jobs that are encoded in a row, about 2 ms
+DELETED: Final = "Job deleted successfully"  # as published clients know it
 PATH: Final = "/joblet.JobService/"
 
 
@@ -27,7 +25,7 @@ class JobService:
         self._metrics = metrics
         self._node_id = node_id
         self._chunk_bytes = chunk_bytes
-        self._listed: dict[str, bytes] = {}  # jobs that have ended, as in the last list
+        self._listing = Listing(supervisor, node_id=node_id)
 
     @property
     def unary(self) -> Mapping[str, Unary]:
@@ -36,6 +34,8 @@ class JobService:
             f"{PATH}GetJobStatus": self.status,
             f"{PATH}ListJobs": self.list_jobs,
             f"{PATH}StopJob": self.stop,
+            f"{PATH}DeleteJob": self.delete,
+            f"{PATH}DeleteAllJobs": self.delete_all,
         }
 
     @property
@@ -56,35 +56,20 @@ class JobService:
     ) -> pb.GetJobStatusResponse:
         return convert.job_status(await self._supervisor.get(request.uuid), self._node_id)
 
-    async def list_jobs(self, request: pb.EmptyRequest, caller: Caller) -> pb.Jobs:
-        """In order of creation; of more jobs than fit into a message, the newest.
-
-        Most of a long list has ended and does not change any more, so it is kept as it was encoded
-        for the list before; what is made anew is made in slices, with other work between them.
-        """
-        parts: list[bytes] = []
-        kept: dict[str, bytes] = {}
-        size = made = 0
-        async with contextlib.aclosing(self._supervisor.newest_first()) as jobs:
-            async for job in jobs:
-                part = self._listed.get(job.id) if job.final else None
-                if part is None:
-                    part = pb.Jobs(jobs=[convert.listed(job, self._node_id)]).SerializeToString()
-                    made += 1
-                    if made % SLICE == 0:
-                        await asyncio.sleep(0)
-                size += len(part)
-                if size > MAX_LIST_BYTES:
-                    break  # what is older is not even read
-                parts.append(part)
-                if job.final:
-                    kept[job.id] = part
-        self._listed = kept
-        # a message is its parts one behind the other: of a repeated field, as many as there are
-        return pb.Jobs.FromString(b"".join(reversed(parts)))
+    async def list_jobs(self, request: pb.EmptyRequest, caller: Caller) -> bytes:
+        return await self._listing.page(request)
 
     async def stop(self, request: pb.StopJobRequest, caller: Caller) -> pb.StopJobResponse:
         return convert.stop_response(await self._supervisor.stop(request.uuid, by=caller.name))
+
+    async def delete(self, request: pb.DeleteJobRequest, caller: Caller) -> pb.DeleteJobResponse:
+        job = await self._supervisor.delete(request.uuid)
+        return pb.DeleteJobResponse(uuid=job.id, success=True, message=DELETED)
+
+    async def delete_all(
+        self, request: pb.DeleteAllJobsRequest, caller: Caller
+    ) -> pb.DeleteAllJobsResponse:
+        return convert.delete_all_response(await self._supervisor.delete_ended())
 
     async def logs(
         self, request: pb.GetJobLogsRequest, caller: Caller

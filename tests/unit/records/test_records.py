@@ -12,9 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from joblet.errors import AlreadyExists, Internal, NotFound, ResourceExhausted, Unavailable
+from joblet.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    Internal,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from joblet.model import FINAL, Job, JobState
 from joblet.server import records as module
+from joblet.server import records_deletion as deletion
 from joblet.server import records_thread
 from joblet.server.records import Records
 from tests.unit.records.jobs import jobs, make, numbered
@@ -29,6 +37,11 @@ async def opened(path: Path) -> AsyncIterator[Records]:
         yield records
     finally:
         await records.close()
+
+
+async def delete(records: Records, job_id: str) -> None:
+    await records.begin_deletion(job_id)
+    await records.forget([job_id])
 
 
 def run(path: Path, test: Callable[[Records], Awaitable[None]]) -> None:
@@ -149,19 +162,41 @@ def test_order_states_and_pages(path: Path) -> None:
             S.SCHEDULED: 1,
             S.STOPPED: 1,
         }
-        for newest_first in (False, True):
-            seen: list[Job] = []
-            cursor: int | None = 0
-            sizes = []
-            while cursor is not None:
-                page = await records.page(newest_first=newest_first, cursor=cursor, limit=3)
-                seen += page.jobs
-                sizes.append(len(page.jobs))
-                cursor = page.cursor
-            assert seen == (some[::-1] if newest_first else some)
-            assert sizes == [3, 3, 1]
+        seen: list[Job] = []
+        cursor: int | None = 0
+        sizes = []
+        while cursor is not None:
+            page = await records.page(cursor=cursor, limit=3)
+            seen += page.jobs
+            sizes.append(len(page.jobs))
+            cursor = page.cursor
+        assert (seen, sizes) == (some, [3, 3, 1])
         page = await records.page(limit=len(some))
         assert (len(page.jobs), page.cursor) == (len(some), None)
+
+    run(path, test)
+
+
+def test_heads_in_both_orders(path: Path) -> None:
+    some = [numbered(100 - n) for n in range(7)]  # ids in another order than creation
+
+    async def test(records: Records) -> None:
+        assert await records.heads() == await records.heads(newest_first=True) == []
+        for job in some:
+            await records.put(job)
+        for newest_first in (False, True):
+            seen: list[str] = []
+            cursor = 0
+            while heads := await records.heads(cursor=cursor, limit=3, newest_first=newest_first):
+                seen += [job_id for _, job_id in heads]
+                cursor = heads[-1][0]
+            ids = [job.id for job in some]
+            assert seen == (ids[::-1] if newest_first else ids)
+        assert await records.load([some[2].id, some[5].id, "nobody's"]) == {
+            some[2].id: some[2],
+            some[5].id: some[5],
+        }
+        assert await records.ids() == {job.id for job in some}
 
     run(path, test)
 
@@ -192,15 +227,18 @@ def test_only_small_jobs_are_kept_decoded(path: Path) -> None:
 
 
 def test_pages_survive_the_deletion_of_what_they_end_with(path: Path) -> None:
-    some = [numbered(n) for n in range(6)]
+    some = [numbered(n, state=S.FAILED) for n in range(6)]
 
     async def test(records: Records) -> None:
         await asyncio.gather(*(records.put(job) for job in some))
         first = await records.page(limit=3)
-        await records.delete(some[2].id)
-        assert first.cursor is not None
+        heads = await records.heads(limit=3)
+        await delete(records, some[2].id)
+        assert first.cursor == heads[-1][0]
         rest = await records.page(cursor=first.cursor)
         assert list(rest.jobs) == some[3:]
+        following = await records.heads(cursor=first.cursor)
+        assert [job_id for _, job_id in following] == [job.id for job in some[3:]]
 
     run(path, test)
 
@@ -278,7 +316,7 @@ def test_a_cancelled_put_harms_nobody(path: Path) -> None:
 
 
 def test_idempotency_keys(path: Path) -> None:
-    one = numbered(1, created_by="anna")
+    one = numbered(1, created_by="anna", state=S.FAILED)
     two = numbered(2, created_by="anna")
     other = numbered(3, created_by="ben")
 
@@ -301,10 +339,37 @@ def test_idempotency_keys(path: Path) -> None:
         )
         assert [type(result) for result in results] == [type(None), AlreadyExists, type(None)]
         assert await records.list() == [one, other, numbered(4), numbered(5)]
-        await records.delete(one.id)
-        assert await records.idempotent("anna", "k") is None
-        await records.put(two, key="k")
-        assert await records.idempotent("anna", "k") == two.id
+
+    run(path, test)
+
+
+def test_the_key_of_a_deleted_job_is_spent(path: Path) -> None:
+    one = numbered(1, created_by="anna", state=S.FAILED)
+    two = numbered(2, created_by="anna")
+
+    async def test(records: Records) -> None:
+        await records.put(one, key="k")
+        await delete(records, one.id)
+        assert await records.idempotent("anna", "k") == one.id
+        assert await records.idempotent("ben", "k") is None
+        with pytest.raises(AlreadyExists, match=f"stands for job {one.id}"):
+            await records.put(two, key="k")
+        await records.put(two, key="another")
+        assert await records.idempotent("anna", "another") == two.id
+
+    run(path, test)
+
+
+def test_of_spent_keys_the_last_ones_are_known(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deletion, "SPENT_KEYS", 3)
+
+    async def test(records: Records) -> None:
+        for number in range(1, 7):
+            done = numbered(number, created_by="anna", state=S.COMPLETED)
+            await records.put(done, key=str(number))
+            await delete(records, done.id)
+        known = [await records.idempotent("anna", str(number)) for number in range(1, 7)]
+        assert known == [None, None, None, *(numbered(number).id for number in (4, 5, 6))]
 
     run(path, test)
 
@@ -325,16 +390,77 @@ def test_what_the_database_could_not_hold_is_refused(path: Path) -> None:
     run(path, test)
 
 
-def test_delete(path: Path) -> None:
+def test_what_is_being_deleted_is_nowhere(path: Path) -> None:
+    one, two = numbered(1, state=S.COMPLETED), numbered(2, state=S.FAILED)
+
     async def test(records: Records) -> None:
-        await records.put(numbered(1))
-        await records.put(numbered(2))
-        await records.delete(numbered(1).id)
-        assert await records.list() == [numbered(2)]
+        await records.put(one)
+        await records.put(two)
+        await records.begin_deletion(one.id)
+        assert await records.list() == [two]
+        assert [job_id for _, job_id in await records.heads()] == [two.id]
+        assert await records.load([one.id, two.id]) == {two.id: two}
+        assert await records.count() == {S.FAILED: 1}
+        for text in (one.id, one.id[:8]):
+            with pytest.raises(NotFound):
+                await records.get(text)
+        assert (await records.get("0000")).id == two.id  # a prefix that it has for itself now
         with pytest.raises(NotFound, match="job not found"):
-            await records.delete(numbered(1).id)
+            await records.begin_deletion(one.id)
+        assert await records.deletions() == [one.id]
+        assert await records.ids() == {one.id, two.id}
+
+        await records.keep([one.id])
+        assert await records.deletions() == []
+        assert await records.list() == [one, two]
+
+        await records.begin_deletion(one.id)
+        await records.forget([one.id, two.id])  # that of the second has not begun
+        assert await records.ids() == {two.id}
+
+    run(path, test)
+
+
+@pytest.mark.parametrize("state", sorted(set(S) - FINAL))
+def test_a_job_that_has_not_ended_is_not_deleted(path: Path, state: S) -> None:
+    async def test(records: Records) -> None:
+        await records.put(numbered(1, state=state))
+        with pytest.raises(FailedPrecondition, match=f"not ended .status: {state}") as caught:
+            await records.begin_deletion(numbered(1).id)
+        assert "stop the job first: rnx job stop" in caught.value.hint
         with pytest.raises(NotFound):
-            await records.delete("0000")  # no prefixes here
+            await records.begin_deletion("0000")  # no prefixes here
+        await records.forget([numbered(1).id])
+        assert await records.ids() == {numbered(1).id}
+
+    run(path, test)
+
+
+def test_all_that_have_ended(path: Path) -> None:
+    states = [S.RUNNING, S.COMPLETED, S.FAILED, S.RUNNING, S.SCHEDULED, S.STOPPED, S.CANCELED]
+    some = [numbered(n, state=state) for n, state in enumerate(states)]
+
+    async def test(records: Records) -> None:
+        assert await records.last() == 0
+        for job in some:
+            await records.put(job)
+        until = await records.last()
+        await records.put(numbered(50, state=S.COMPLETED))
+        begun: list[str] = []
+        skipped, sizes = 0, []
+        cursor: int | None = 0
+        while cursor is not None:
+            step = await records.begin_deletions(cursor, until, limit=3)
+            begun += step.ids
+            skipped += step.skipped
+            sizes.append(len(step.ids) + step.skipped)
+            cursor = step.cursor
+        assert begun == [job.id for job in some if job.state in FINAL]
+        assert (skipped, sizes) == (3, [3, 3, 1])
+        assert await records.deletions() == begun
+        await records.forget(begun)
+        left = [job for job in some if job.state not in FINAL]
+        assert await records.list() == [*left, numbered(50, state=S.COMPLETED)]
 
     run(path, test)
 

@@ -292,17 +292,23 @@ async def world(
             init.leave()
 
 
-def supervisor(world: World, *, defaults: Limits = NOTHING, max_jobs: int = 0) -> Supervisor:
+def supervisor(
+    world: World, *, defaults: Limits = NOTHING, max_jobs: int = 0, **more: Any
+) -> Supervisor:
     """Its jobs are numbered from 1 on, or behind those that there are."""
     used = len(world.init.all)
     numbers = itertools.count(used + 1)
     settings = Settings(defaults=defaults, max_jobs=max_jobs, timeout_us=0)
-    return Supervisor(world.records, world.tools, settings, new_id=lambda: job_id(next(numbers)))
+    return Supervisor(
+        world.records, world.tools, settings, new_id=lambda: job_id(next(numbers)), **more
+    )
 
 
 async def all_jobs(supervisor: Supervisor) -> list[Job]:
     """All jobs, in order of their creation."""
-    return [job async for job in supervisor.newest_first()][::-1]
+    ids = [job_id for _, job_id in await supervisor.heads(0, 10_000, newest_first=False)]
+    found = await supervisor.load(ids)
+    return [supervisor.living(job_id) or found[job_id] for job_id in ids]
 
 
 @contextlib.contextmanager

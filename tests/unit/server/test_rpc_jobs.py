@@ -3,6 +3,8 @@
 
 import asyncio
 import contextlib
+import errno
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,10 @@ from typing import Any
 import grpc
 import pytest
 
-from joblet.errors import Unavailable
-from joblet.model import JobSpec, JobState
+from joblet.errors import NotFound, Unavailable
+from joblet.model import JobState
 from joblet.server.logs import GapKind, LogMetrics
-from joblet.server.records import PAGE, Page, Records
-from joblet.server.rpc import jobs as service
+from joblet.server.logs.directory import LogDirectory
 from joblet.server.rpc.jobs import JobService
 from joblet.server.supervisor import Supervisor
 from joblet_pb import joblet_pb2 as pb
@@ -35,10 +36,9 @@ from tests.unit.server.support import (
 pytestmark = pytest.mark.usefixtures("patch")
 
 S = grpc.StatusCode
-RUN, STOP, STATUS, LOGS, LIST = (
-    f"/joblet.JobService/{name}"
-    for name in ("RunJob", "StopJob", "GetJobStatus", "GetJobLogs", "ListJobs")
-)
+METHODS = ("RunJob", "StopJob", "GetJobStatus", "GetJobLogs", "ListJobs", "DeleteJob")
+RUN, STOP, STATUS, LOGS, LIST, DELETE = (f"/joblet.JobService/{name}" for name in METHODS)
+DELETE_ALL = "/joblet.JobService/DeleteAllJobs"
 
 
 @contextlib.asynccontextmanager
@@ -166,13 +166,14 @@ def test_stop(tmp_path: Path) -> None:
     run(main)
 
 
-@pytest.mark.parametrize("path", [STOP, STATUS, LOGS])
+@pytest.mark.parametrize("path", [STOP, STATUS, LOGS, DELETE])
 @pytest.mark.parametrize("uuid", ["", "7", job_id(7), "x" * 10_000, "ä\n"])
 def test_a_job_that_is_not_there(tmp_path: Path, path: str, uuid: str) -> None:
     async def main() -> None:
         async with served(tmp_path) as (w, _, target), channel(target) as client:
             request = {
                 STOP: pb.StopJobRequest, STATUS: pb.GetJobStatusRequest, LOGS: pb.GetJobLogsRequest,
+                DELETE: pb.DeleteJobRequest,
             }[path](uuid=uuid)  # fmt: skip
             code, details = await failure(client, path, request)
             assert code is S.NOT_FOUND
@@ -395,45 +396,109 @@ def test_a_server_that_stops_ends_its_streams_with_a_reason(tmp_path: Path) -> N
     run(main)
 
 
-# -- lists -----------------------------------------------------------------------------
+# -- deletion ---------------------------------------------------------------------------
 
 
-def test_of_more_jobs_than_fit_the_newest(tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
+def test_a_job_is_deleted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="joblet.audit")
+
     async def main() -> None:
-        async with served(tmp_path) as (w, _, target), channel(target, "viewer") as client:
+        async with served(tmp_path) as (w, _, target), channel(target) as client:
+            await call(client, RUN, pb.RunJobRequest(command="true"))
+            request = pb.DeleteJobRequest(uuid="00000001")
+            code, details = await failure(client, DELETE, request)
+            assert code is S.FAILED_PRECONDITION
+            assert "it has not ended (status: RUNNING); stop the job first: rnx job stop" in details
+            w.pid1().end(code=0)
+            await follow(client)
+            async with channel(target, "viewer") as viewer:
+                code, details = await failure(viewer, DELETE, request)
+                assert code is S.PERMISSION_DENIED
+                assert "role viewer is not allowed to perform operation stop_job" in details
+            answer = await call(client, DELETE, request)
+            assert answer == pb.DeleteJobResponse(
+                uuid=job_id(1), success=True, message="Job deleted successfully"
+            )
+            for path, asked in (
+                (DELETE, request),
+                (STATUS, pb.GetJobStatusRequest(uuid=job_id(1))),
+                (LOGS, pb.GetJobLogsRequest(uuid=job_id(1))),
+                (STOP, pb.StopJobRequest(uuid=job_id(1))),
+            ):
+                code, details = await failure(client, path, asked)
+                assert (code, "job not found" in details) == (S.NOT_FOUND, True)
             assert list((await call(client, LIST)).jobs) == []
-            for number in range(1, 31):
-                spec = JobSpec("true", args=("x" * 1000,), secret_environment={"A": "hunter2"})
-                await w.records.put(job(number, spec=spec, state=JobState.COMPLETED))
-            listed = await call(client, LIST)
-            assert [one.uuid for one in listed.jobs] == [job_id(n) for n in range(1, 31)]
-            assert "hunter2" not in str(listed)
-            patch.setattr(service, "MAX_LIST_BYTES", 12_000)
-            listed = await call(client, LIST)
-            assert [one.uuid for one in listed.jobs] == [job_id(n) for n in range(21, 31)]
-            assert listed.ByteSize() <= 12_000
+            said = [r for r in caplog.records if "DeleteJob" in r.getMessage()]
+            fields: list[dict[str, str]] = [r.fields for r in said]  # type: ignore[attr-defined]
+            results = [one["JOBLET_RESULT"] for one in fields]
+            assert results[2] == "ok"
+            assert said[2].job == job_id(1)  # type: ignore[attr-defined]
+            whys = ("it has not ended", "is not allowed", "ok", "job not found")
+            assert all(why in result for why, result in zip(whys, results, strict=True))
 
     run(main)
 
 
-def test_what_does_not_fit_is_not_even_read(tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
-    """Or every list would cost what the server has ever run."""
-    pages: list[int] = []
-    really = Records.page
+def test_who_follows_a_log_hears_that_it_is_deleted(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (w, made, target), channel(target) as client:
+            await call(client, RUN, pb.RunJobRequest(command="true"))
+            w.pid1().say(b"0123456789")
+            w.pid1().end(code=0)
+            await follow(client)
 
-    async def page(self: Records, **named: Any) -> Page:
-        pages.append(named["cursor"])
-        return await really(self, **named)
+            class Caller:
+                name = "me"
+
+            # as slow as a client may be: one chunk taken, the others to come
+            jobs = JobService(made, node_id="n", chunk_bytes=4)
+            answers = jobs.logs(pb.GetJobLogsRequest(uuid=job_id(1)), Caller())  # type: ignore[arg-type]
+            assert (await anext(answers)).payload == b"0123"
+            await call(client, DELETE, pb.DeleteJobRequest(uuid=job_id(1)))
+            with pytest.raises(NotFound, match="it was removed"):
+                await anext(answers)
+
+    run(main)
+
+
+def test_all_jobs_are_deleted(
+    tmp_path: Path, patch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="joblet.audit")
 
     async def main() -> None:
         async with served(tmp_path) as (w, _, target), channel(target) as client:
-            puts = (w.records.put(job(n, state=JobState.FAILED)) for n in range(1, PAGE + 101))
-            await asyncio.gather(*puts)
-            patch.setattr(Records, "page", page)
-            assert len((await call(client, LIST)).jobs) == PAGE + 100
-            assert len(pages) == 2
-            patch.setattr(service, "MAX_LIST_BYTES", 12_000)
-            assert 0 < len((await call(client, LIST)).jobs) < 200
-            assert len(pages) == 3
+            await call(client, RUN, pb.RunJobRequest(command="true"))
+            for number in range(2, 6):
+                await w.records.put(job(number, state=JobState.FAILED))
+                await w.logs.open(job_id(number))
+            async with channel(target, "viewer") as viewer:
+                assert (await failure(viewer, DELETE_ALL))[0] is S.PERMISSION_DENIED
+            really = LogDirectory.remove
+
+            def remove(self: LogDirectory, job: str) -> None:
+                if job == job_id(3):
+                    raise OSError(errno.EROFS, "Read-only file system")
+                really(self, job)
+
+            with pytest.MonkeyPatch.context() as broken:
+                broken.setattr(LogDirectory, "remove", remove)
+                answer = await call(client, DELETE_ALL)
+            assert (answer.success, answer.deleted_count, answer.skipped_count) == (False, 3, 1)
+            assert answer.message.startswith(
+                "Successfully deleted 3 jobs, skipped 1 running/scheduled jobs;"
+                f" could not delete 1 ({job_id(3)}); cannot remove the log of job {job_id(3)}:"
+                " Read-only file system"
+            )
+            again = await call(client, DELETE_ALL)
+            assert again == pb.DeleteAllJobsResponse(
+                success=True,
+                message="Successfully deleted 1 jobs, skipped 1 running/scheduled jobs",
+                deleted_count=1,
+                skipped_count=1,
+            )
+            said = [r for r in caplog.records if "DeleteAllJobs" in r.getMessage()]
+            fields: list[dict[str, str]] = [r.fields for r in said]  # type: ignore[attr-defined]
+            assert [one["JOBLET_RESULT"] for one in fields][1:] == [answer.message, again.message]
 
     run(main)
