@@ -21,7 +21,15 @@ from rnx.options import LazyGroup, global_options
 from rnx.output import Environment
 from rnx.session import Session
 
-JOB_COMMANDS = {"run": "run", "list": "list", "status": "status", "log": "log", "stop": "stop"}
+JOB_COMMANDS = {
+    "run": "run",
+    "list": "list",
+    "status": "status",
+    "log": "log",
+    "stop": "stop",
+    "delete": "delete",
+    "delete-all": "delete_all",
+}
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 

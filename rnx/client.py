@@ -26,9 +26,11 @@ from joblet_pb import joblet_pb2 as pb
 from rnx.config import Node
 from rnx.errors import RnxError, ServerError, Unreachable
 
-# Deadlines of the published rnx, seconds; `stop` waits out the job's grace period.
+# Deadlines of the published rnx, seconds; `stop` waits out the job's grace period. MANY_S is ours:
+# a server removes some hundred logs a second.
 QUICK_S = 10.0
 SLOW_S = 30.0
+MANY_S = 600.0
 
 # A quiet log stream stays open through middleboxes: the published SDK's options, and a server of
 # ours permits them. Reconnects begin early, because a server that is upgraded is back in a second.
@@ -150,12 +152,45 @@ class Client:
         return self._call("JobService/GetJobStatus", request, answer, QUICK_S, "show the job")
 
     def list_jobs(self, *, deadline_s: float | None = None) -> pb.Jobs:
-        request, deadline_s = pb.EmptyRequest(), deadline_s or QUICK_S
+        """The newest jobs that fit into a message, in order of creation."""
+        return self._list(pb.EmptyRequest(), deadline_s)
+
+    def job_pages(self) -> Iterator[pb.Jobs]:
+        """All jobs in order of creation, in as many messages as it takes. A server that knows no
+        pages sends one."""
+        page = self._list(pb.EmptyRequest(oldest_first=True))
+        yield page
+        while token := page.next_page_token:
+            page = self._list(pb.EmptyRequest(oldest_first=True, page_token=token))
+            _check_turned(token, page)
+            yield page
+
+    def newest_jobs(self, count: int) -> pb.Jobs:
+        """The last `count` jobs (1 or more), in order of creation."""
+        page = self._list(pb.EmptyRequest(page_size=count))
+        found = list(page.jobs)
+        while (token := page.next_page_token) and len(found) < count:
+            left = count - len(found)
+            page = self._list(pb.EmptyRequest(page_size=left, page_token=token))
+            _check_turned(token, page)
+            found[:0] = page.jobs
+        return pb.Jobs(jobs=found[-count:])
+
+    def _list(self, request: pb.EmptyRequest, deadline_s: float | None = None) -> pb.Jobs:
+        deadline_s = deadline_s or QUICK_S
         return self._call("JobService/ListJobs", request, pb.Jobs, deadline_s, "list jobs")
 
     def stop_job(self, uuid: str) -> pb.StopJobResponse:
         request = pb.StopJobRequest(uuid=uuid)
         return self._call("JobService/StopJob", request, pb.StopJobResponse, SLOW_S, "stop the job")
+
+    def delete_job(self, uuid: str) -> pb.DeleteJobResponse:
+        request, answer = pb.DeleteJobRequest(uuid=uuid), pb.DeleteJobResponse
+        return self._call("JobService/DeleteJob", request, answer, SLOW_S, "delete the job")
+
+    def delete_all_jobs(self) -> pb.DeleteAllJobsResponse:
+        request, answer = pb.DeleteAllJobsRequest(), pb.DeleteAllJobsResponse
+        return self._call("JobService/DeleteAllJobs", request, answer, MANY_S, "delete all jobs")
 
     def list_runtimes(self) -> pb.ListRuntimesResponse:
         method, answer = "RuntimeService/ListRuntimes", pb.ListRuntimesResponse
@@ -235,6 +270,12 @@ class Client:
                 return reason.format(host=self.node.server_name or self.node.host), hint
         last = details.rpartition("last error: ")[2] or "no reason given"
         return last, "check the address, and that joblet.service is running there"
+
+
+def _check_turned(token: str, page: pb.Jobs) -> None:
+    """A server that answers with the same place again would be asked for ever."""
+    if page.next_page_token == token:
+        raise RnxError("cannot list jobs: the server's pages do not end")
 
 
 def _sentence(details: str, what: str, code: str) -> str:

@@ -25,8 +25,6 @@ NOT_SERVED = frozenset(
         "admin",
         "cancel",
         "config-help",
-        "delete",
-        "delete-all",
         "metrics",
         "network",
         "volume",

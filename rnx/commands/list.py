@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """rnx job list: all jobs, as a table or as JSON, in the shapes of the published rnx."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,54 +21,89 @@ TIME_WIDTH = 19  # "2006-01-02 15:04:05"
 # Widest columns; a longer value is cut.
 ID_WIDTH = 38
 NAME_WIDTH = 25
+STATUS_WIDTH = len("INITIALIZING")
+
+HEAD = ("ID", "NAME", "NODE ID", "STATUS", "START TIME", "COMMAND")
 
 
 @click.command("list")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1, max=2**31 - 1),
+    metavar="N",
+    help="Only the N jobs that were created last.",
+)
 @global_options
 @click.pass_obj
-def command(session: Session) -> None:
+def command(session: Session, limit: int | None) -> None:
     """List all jobs, in order of creation.
 
     START TIME is when a job was accepted, or when it will begin while it is SCHEDULED.
     """
     with session.client() as client:
-        jobs = client.list_jobs().jobs
-    if session.json:
-        session.env.print_json([job_json(job) for job in jobs])
-    else:
-        session.env.print(job_table(jobs, session.env))
+        pages = client.job_pages() if limit is None else iter([client.newest_jobs(limit)])
+        if session.json:
+            for piece in json_pieces(pages):
+                session.env.write(piece.encode())
+        else:
+            for lines in table_lines(pages, session.env):
+                session.env.print(lines)
 
 
-def job_table(jobs: Iterable["pb.Job"], env: Environment) -> str:
-    """The table of `rnx job list`; "No jobs found" without any."""
-    rows = [
-        (
-            cut(one_line(job.uuid), ID_WIDTH),
-            cut(one_line(job.name), NAME_WIDTH) or "-",
-            cut(one_line(job.node_id), ID_WIDTH) or "-",
-            job.status,
-            list_time(_listed_time(job)),
-            command_line(job.command, job.args),
-        )
-        for job in jobs
-    ]
-    if not rows:
-        return "No jobs found"
-    head = ("ID", "NAME", "NODE ID", "STATUS", "START TIME", "COMMAND")
-    widths = [
-        max(map(len, column)) + 2
-        for column in zip(head[:4], *(row[:4] for row in rows), strict=True)
-    ]
-    widths.append(TIME_WIDTH)
+def json_pieces(pages: Iterable["pb.Jobs"]) -> Iterator[str]:
+    """An array of all jobs, page by page; together what json.dumps would make of it at once."""
+    before = "[\n  "
+    for page in pages:
+        if page.jobs:
+            jobs = (json.dumps(job_json(job), ensure_ascii=False, indent=2) for job in page.jobs)
+            # the only line ends in it are those between its parts
+            yield before + ",\n  ".join(text.replace("\n", "\n  ") for text in jobs)
+            before = ",\n  "
+    yield "[]\n" if before.startswith("[") else "\n]\n"
 
-    def line(cells: tuple[str, ...], status: str) -> str:
-        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=False)]
-        padded[3] = status + " " * (widths[3] - len(cells[3]))
-        return " ".join([*padded, cells[5]])
 
-    dashes = " ".join("-" * width for width in [*widths, len(head[5])])
-    lines = [line(row, env.status(row[3])) for row in rows]
-    return "\n".join([line(head, head[3]), dashes, *lines])
+def table_lines(pages: Iterable["pb.Jobs"], env: Environment) -> Iterator[str]:
+    """The table, page by page; "No jobs found" without any. Columns are as wide as the first page
+    needs, or, with more to come, as wide as names and states get."""
+    widths: list[int] = []
+    for page in pages:
+        rows = [_cells(job) for job in page.jobs]
+        if not rows:
+            continue
+        lines = []
+        if not widths:
+            widths = _widths(rows, more=bool(page.next_page_token))
+            lines = [_line(HEAD, HEAD[3], widths)]
+            lines.append(" ".join("-" * width for width in [*widths, len(HEAD[5])]))
+        lines += [_line(row, env.status(row[3]), widths) for row in rows]
+        yield "\n".join(lines)
+    if not widths:
+        yield "No jobs found"
+
+
+def _cells(job: "pb.Job") -> tuple[str, ...]:
+    return (
+        cut(one_line(job.uuid), ID_WIDTH),
+        cut(one_line(job.name), NAME_WIDTH) or "-",
+        cut(one_line(job.node_id), ID_WIDTH) or "-",
+        job.status,
+        list_time(_listed_time(job)),
+        command_line(job.command, job.args),
+    )
+
+
+def _widths(rows: list[tuple[str, ...]], *, more: bool) -> list[int]:
+    columns = zip(HEAD[:4], *(row[:4] for row in rows), strict=True)
+    widths = [max(map(len, column)) for column in columns]
+    if more:
+        widths[1], widths[3] = NAME_WIDTH, max(widths[3], STATUS_WIDTH)
+    return [*(width + 2 for width in widths), TIME_WIDTH]
+
+
+def _line(cells: tuple[str, ...], status: str, widths: list[int]) -> str:
+    padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=False)]
+    padded[3] = status + " " * (widths[3] - len(cells[3]))
+    return " ".join([*padded, cells[5]])
 
 
 def _listed_time(job: "pb.Job") -> str:

@@ -202,7 +202,10 @@ def _actions(status: str, uuid: str) -> list[str]:
         case "RUNNING":
             return [f"{log}      # Stream live logs", f"{stop}     # Stop running job"]
         case "COMPLETED" | "FAILED" | "STOPPED":
-            return [f"{log}      # View job logs"]
+            return [
+                f"{log}      # View job logs",
+                f"• rnx job delete {uuid}   # Delete job and logs",
+            ]
         case _:
             return [f"{log}      # View job logs", f"{stop}     # Stop job if running"]
 

@@ -36,8 +36,6 @@ STOPS = 3
 # what of the SDK's calls this server does not serve: method of the wire, call, exception
 NOT_SERVED: list[tuple[str, Callable[[Sdk], Any], str]] = [
     ("CancelJob", lambda sdk: sdk.jobs.cancel_job(NOBODY), "JobOperationError"),
-    ("DeleteJob", lambda sdk: sdk.jobs.delete_job(NOBODY), "JobOperationError"),
-    ("DeleteAllJobs", lambda sdk: sdk.jobs.delete_all_jobs(), "JobOperationError"),
     ("GetJobMetrics", lambda sdk: sdk.jobs.get_job_metrics(NOBODY), "JobNotFoundError"),
     ("StreamJobMetrics", lambda sdk: sdk.jobs.stream_job_metrics(NOBODY), "JobNotFoundError"),
     ("GetJobTelematics", lambda sdk: sdk.jobs.get_job_telematics(NOBODY), "JobNotFoundError"),
@@ -299,7 +297,8 @@ def test_mistakes_are_explained(rnx: HostRnx, config: Path) -> None:
         ("run", "--max-cpu=much", "true"): "Try `rnx run --help`.",
         ("job", "run"): "Try `rnx job run --help`.",
         ("frobnicate",): "cannot use rnx frobnicate: there is no such command",
-        ("job", "delete", NOBODY): "not served yet",
+        ("job", "delete", NOBODY): f"job not found: {NOBODY}",
+        ("job", "cancel", NOBODY): "not served yet",
         ("--node=nowhere", "list"): "it has default, viewer",
         ("--config=", "list"): "it names no file",
         (f"--config={config}.not", "list"): "client configuration file not found",
@@ -314,6 +313,78 @@ def test_mistakes_are_explained(rnx: HostRnx, config: Path) -> None:
             assert mistakes[words] in err.decode(), words
             assert b"Traceback" not in err, words
             assert b"bug in rnx" not in err, words
+
+
+def left_of(machine: Nspawn, job: str) -> list[str]:
+    """What the host has of a job, outside the journal."""
+    places = f"/var/lib/joblet/logs/{job} /var/lib/joblet/jobs/{job}"
+    return machine.run(f"ls -d {places} 2>/dev/null || true").text.split()
+
+
+def test_jobs_are_deleted(rnx: HostRnx, machine: Nspawn) -> None:
+    with rnx.following("sh", "-c", "echo up; exec sleep 300") as (job, follower):
+        for words in (["delete", job], ["job", "delete", job[:13]]):
+            refused = rnx(*words)
+            assert (refused.code, refused.stdout) == (1, b"")
+            assert "has not ended (status: RUNNING); stop the job first" in refused.errors
+        assert "role viewer is not allowed" in rnx("--node=viewer", "delete", job).errors
+        rnx("stop", job).check()
+        follower.communicate(timeout=30)
+    assert left_of(machine, job) == [f"/var/lib/joblet/logs/{job}"]
+    deleted = rnx("job", "delete", job[:13]).check()
+    assert deleted.text == (
+        f"Job deleted successfully:\nID: {job}\nMessage: Job deleted successfully\n"
+    )
+    assert left_of(machine, job) == []
+    for words in (["delete", job], ["status", job], ["log", job], ["stop", job]):
+        gone = rnx(*words)
+        assert (gone.code, f"job not found: {job}" in gone.errors) == (1, True), words
+    audit = machine.run(f"journalctl -o cat JOBLET_WHAT=DeleteJob JOBLET_JOB_ID={job}")
+    said = audit.text.splitlines()
+    assert [line.endswith(f": DeleteJob {job[:8]}: ok") for line in said].count(True) == 1
+    assert any("it has not ended" in line for line in said)
+
+
+def test_all_jobs_are_deleted(fresh_machine: Nspawn, tmp_path: Path, cache: Cache) -> None:
+    """Those that run stay, through a restart, too; and what the last server had begun is done."""
+    wait_served(fresh_machine)
+    with fresh_machine.forward(50051) as port:
+        config = configured(fresh_machine, port, tmp_path / "rnx-config.yml")
+        rnx = HostRnx(fresh_machine, rnx_command(cache), config)
+        jobs = [rnx.start("echo", str(number)) for number in range(12)]
+        runs = rnx.start("sleep", "300")
+        for job in jobs:
+            rnx.ended(job)
+        assert [each["id"] for each in rnx.json("list")] == [*jobs, runs]
+        assert [each["id"] for each in rnx.json("list", "--limit=3")] == [*jobs[-2:], runs]
+        lines = rnx("list").check().text.splitlines()
+        assert [line.split()[0] for line in lines[2:]] == [*jobs, runs]
+        done = rnx.json("delete-all")
+        assert (done["success"], done["deleted_count"], done["skipped_count"]) == (True, 12, 1)
+        assert done["message"] == "Successfully deleted 12 jobs, skipped 1 running/scheduled jobs"
+        assert [each["id"] for each in rnx.json("list")] == [runs]
+        logs = fresh_machine.run("ls /var/lib/joblet/logs").check().text.split()
+        assert logs == [runs]
+
+        # as if the server had been killed behind the mark
+        job = rnx.start("echo", "more")
+        rnx.ended(job)
+        fresh_machine.run("systemctl stop joblet.service").check()
+        mark = f"UPDATE jobs SET deleting = 1 WHERE id = '{job}'"
+        code = (
+            "import sqlite3; db = sqlite3.connect('/var/lib/joblet/state/joblet.db');"
+            f' db.execute("{mark}"); db.commit(); db.close()'
+        )
+        fresh_machine.run(["runuser", "-u", "joblet", "--", "python3", "-c", code]).check()
+        fresh_machine.run("systemctl start joblet.service").check()
+        wait_served(fresh_machine)
+        assert [each["id"] for each in rnx.json("list")] == [runs]
+        assert left_of(fresh_machine, job) == []
+        assert rnx.status(runs)["status"] == "RUNNING"
+        rnx("stop", runs).check()
+        all_of_it = rnx("delete-all").check().text
+        assert all_of_it.startswith("Jobs deleted successfully:\nDeleted: 1\nSkipped: 0\n")
+        assert rnx("list").text == "No jobs found\n"
 
 
 def test_what_a_terminal_shows(rnx: Rnx, machine: Nspawn) -> None:
@@ -427,10 +498,38 @@ def test_the_sdk_finds_the_server_healthy(sdk: Sdk) -> None:
     assert status["processes"]["total_processes"] > 0
 
 
+def test_the_sdk_deletes_jobs(sdk: Sdk) -> None:
+    """Its list is of the newest; what it deletes is gone for it."""
+    stub = sdk.jobs.stub
+    ran = [stub.RunJob(command="echo", args=[str(number)])["job_uuid"] for number in range(3)]
+    for job in ran:
+        b"".join(sdk.jobs.get_job_logs(job))
+    runs = stub.RunJob(command="sleep", args=["300"])["job_uuid"]
+    with pytest.raises(SdkError, match=r"has not ended \(status: RUNNING\)") as caught:
+        sdk.jobs.delete_job(runs)
+    assert caught.value.kind == "JobOperationError"
+    deleted = sdk.jobs.delete_job(ran[0])
+    assert (deleted["uuid"], deleted["success"]) == (ran[0], True)
+    assert deleted["message"] == "Job deleted successfully"
+    with pytest.raises(SdkError, match="job not found"):
+        sdk.jobs.get_job_logs(ran[0])
+    listed = [each["uuid"] for each in stub.ListJobs()["jobs"]]
+    assert [job for job in listed if job in (*ran, runs)] == [*ran[1:], runs]
+
+    all_of_it = sdk.jobs.delete_all_jobs()
+    assert all_of_it["success"]
+    assert all_of_it["deleted_count"] >= 2
+    assert all_of_it["skipped_count"] >= 1
+    assert all_of_it["message"].startswith("Successfully deleted ")
+    left = [each["uuid"] for each in stub.ListJobs()["jobs"]]
+    assert [job for job in left if job in (*ran, runs)] == [runs]
+    sdk.jobs.stop_job(runs)
+
+
 def test_errors_of_the_sdk_say_why(sdk: Sdk) -> None:
     unknown = {
         "JobNotFoundError": (sdk.jobs.get_job_status, sdk.jobs.get_job_logs),
-        "JobOperationError": (sdk.jobs.stop_job,),
+        "JobOperationError": (sdk.jobs.stop_job, sdk.jobs.delete_job),
     }
     for kind, calls in unknown.items():
         for call in calls:

@@ -47,8 +47,8 @@ class Listing:
     def __init__(self, supervisor: Supervisor, *, node_id: str) -> None:
         self._supervisor = supervisor
         self._node_id = node_id
-        # Jobs that have ended, by their ids, as in the last list of the newest.
-        self._kept: dict[str, bytes] = {}
+        # Jobs that have ended, by their ids, as in the last first page of either order.
+        self._kept: dict[bool, dict[str, bytes]] = {}
 
     async def page(self, request: pb.EmptyRequest) -> bytes:
         """pb.Jobs, encoded. Raises InvalidArgument for a size or a token that is none."""
@@ -72,8 +72,8 @@ class Listing:
                 cursor = number
                 if final:
                     ended[job_id] = part
-        if request == pb.EmptyRequest():
-            self._kept = ended
+        if not request.page_token and not request.page_size:
+            self._kept[newest_first] = ended
         if newest_first:
             parts.reverse()
         if more:
@@ -102,8 +102,9 @@ class Listing:
             left -= wanted
 
     async def _parts(self, ids: Sequence[str]) -> dict[str, tuple[bytes, bool]]:
-        kept = self._kept
-        parts = {job_id: (kept[job_id], True) for job_id in ids if job_id in kept}
+        parts: dict[str, tuple[bytes, bool]] = {}
+        for kept in self._kept.values():
+            parts |= {job_id: (kept[job_id], True) for job_id in ids if job_id in kept}
         living = [self._supervisor.living(job_id) for job_id in ids if job_id not in parts]
         jobs = [job for job in living if job is not None]
         unknown = set(ids) - parts.keys() - {job.id for job in jobs}

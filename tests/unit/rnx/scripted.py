@@ -35,6 +35,16 @@ class Script:
         self.stop = pb.StopJobResponse(
             uuid=JOB, status="STOPPED", end_time="2025-11-24T15:04:09Z", exit_code=-1
         )
+        self.page = 0  # jobs in a page; 0: all in one message
+        self.delete = pb.DeleteJobResponse(
+            uuid=JOB, success=True, message="Job deleted successfully"
+        )
+        self.delete_all = pb.DeleteAllJobsResponse(
+            success=True,
+            message="Successfully deleted 2 jobs, skipped 1 running/scheduled jobs",
+            deleted_count=2,
+            skipped_count=1,
+        )
         self.version = "1.2.3"
         self.system = pb.SystemStatusResponse()  # beside the version
         self.refuse: tuple[grpc.StatusCode, str] | None = None
@@ -61,7 +71,26 @@ class _Jobs(services.JobServiceServicer):
 
     def ListJobs(self, request: pb.EmptyRequest, context: Any) -> pb.Jobs:
         self._begin(request, context)
-        return pb.Jobs(jobs=self._script.jobs)
+        jobs, most = self._script.jobs, self._script.page
+        if not most:  # a server that knows no pages
+            return pb.Jobs(jobs=jobs)
+        most = min(most, request.page_size or most)
+        at = int(request.page_token or 0)
+        following = str(at + most) if at + most < len(jobs) else ""
+        if request.oldest_first:
+            return pb.Jobs(jobs=jobs[at : at + most], next_page_token=following)
+        end = len(jobs) - at
+        return pb.Jobs(jobs=jobs[max(0, end - most) : end], next_page_token=following)
+
+    def DeleteJob(self, request: pb.DeleteJobRequest, context: Any) -> pb.DeleteJobResponse:
+        self._begin(request, context)
+        return self._script.delete
+
+    def DeleteAllJobs(
+        self, request: pb.DeleteAllJobsRequest, context: Any
+    ) -> pb.DeleteAllJobsResponse:
+        self._begin(request, context)
+        return self._script.delete_all
 
     def StopJob(self, request: pb.StopJobRequest, context: Any) -> pb.StopJobResponse:
         self._begin(request, context)

@@ -9,6 +9,7 @@ import pytest
 
 from joblet_pb import joblet_pb2 as pb
 from rnx import __version__
+from rnx.commands.list import job_json
 from rnx.output import Environment
 from tests.unit.rnx.conftest import Rnx
 from tests.unit.rnx.scripted import JOB, Script, broken_at, plain
@@ -391,6 +392,117 @@ def test_stop(rnx: Rnx, script: Script) -> None:
         "end_time": "2025-11-24T15:04:09Z",
         "exit_code": -1,
     }
+
+
+def test_delete(rnx: Rnx, script: Script) -> None:
+    result = rnx("job", "delete", "0f5e")
+    assert (result.code, result.err) == (0, "")
+    assert result.text == (
+        f"Job deleted successfully:\nID: {JOB}\nMessage: Job deleted successfully\n"
+    )
+    assert script.of(pb.DeleteJobRequest)[0].uuid == "0f5e"
+    assert rnx("delete", "0f5e", "--json").json == {
+        "uuid": JOB,
+        "success": True,
+        "message": "Job deleted successfully",
+    }
+
+
+def test_a_job_that_is_not_deleted_is_a_failure(rnx: Rnx, script: Script) -> None:
+    script.delete = pb.DeleteJobResponse(uuid=JOB, message="it is\x1b busy")
+    result = rnx("delete", JOB)
+    assert (result.code, result.out) == (1, b"")
+    assert result.err == f"Error: cannot delete job {JOB}: it is\\x1b busy\n"
+    text = f"cannot delete job {JOB}: it has not ended (status: RUNNING); stop the job first"
+    script.refuse = (grpc.StatusCode.FAILED_PRECONDITION, text)
+    result = rnx("delete", "--json", JOB)
+    assert (result.code, result.out, result.err) == (1, b"", f"Error: {text}\n")
+
+
+def test_delete_all(rnx: Rnx, script: Script) -> None:
+    result = rnx("job", "delete-all")
+    assert result.code == 0
+    assert result.text.splitlines() == [
+        "Jobs deleted successfully:",
+        "Deleted: 2",
+        "Skipped: 1",
+        "Message: Successfully deleted 2 jobs, skipped 1 running/scheduled jobs",
+    ]
+    assert rnx("delete-all", "--json").json == {
+        "success": True,
+        "message": "Successfully deleted 2 jobs, skipped 1 running/scheduled jobs",
+        "deleted_count": 2,
+        "skipped_count": 1,
+    }
+    script.delete_all = pb.DeleteAllJobsResponse(message="could not delete 1", deleted_count=4)
+    some, as_json = rnx("delete-all"), rnx("--json", "delete-all")
+    assert (some.code, as_json.code) == (1, 1)
+    assert some.text.startswith("Not all jobs were deleted:\nDeleted: 4\n")
+    assert as_json.json == {"success": False, "message": "could not delete 1", "deleted_count": 4}
+
+
+def many(count: int) -> list[pb.Job]:
+    return [
+        pb.Job(
+            uuid=f"{number:08x}-9b57-4d07-8d5e-6a1f3c2b4d10",
+            status="RUNNING",
+            start_time="2025-11-24T15:04:05Z",
+            command=f'echo "{number}\n"',
+            args=["ä"],
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("page", [0, 1, 3, 4, 50])
+def test_a_list_is_fetched_page_by_page(rnx: Rnx, script: Script, page: int) -> None:
+    script.jobs, script.page = many(9), page
+    listed = rnx("list", "--json")
+    whole = json.dumps([job_json(job) for job in script.jobs], ensure_ascii=False, indent=2)
+    assert listed.text == f"{whole}\n"
+    assert len(script.requests) == (-(-9 // page) if page else 1)
+    head, _, *lines = rnx("list").text.splitlines()
+    assert [line.split()[0] for line in lines] == [job.uuid for job in script.jobs]
+    commands = {line.index("echo") for line in lines}
+    assert commands == {head.index("COMMAND")}
+
+
+@pytest.mark.parametrize("page", [0, 1, 3, 4, 50])
+@pytest.mark.parametrize("limit", [1, 3, 5, 9, 20])
+def test_the_last_jobs_alone(rnx: Rnx, script: Script, page: int, limit: int) -> None:
+    script.jobs, script.page = many(9), page
+    listed = rnx("list", "--json", "--limit", str(limit)).json
+    assert [job["uuid"] for job in listed] == [job.uuid for job in script.jobs[-limit:]]
+
+
+def test_no_pages_without_jobs(rnx: Rnx, script: Script) -> None:
+    script.page = 3
+    assert rnx("list").text == "No jobs found\n"
+    assert rnx("list", "--json").text == rnx("list", "--json", "--limit=3").text == "[]\n"
+
+
+def test_what_is_no_limit(rnx: Rnx, script: Script) -> None:
+    for word in ("0", "-1", "many", "99999999999"):
+        result = rnx("list", "--limit", word)
+        assert (result.code, script.requests) == (1, [])
+        assert "--limit" in result.err
+
+
+def test_pages_without_an_end_are_not_read_for_ever(
+    rnx: Rnx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rnx.client import Client
+
+    def stuck(self: Client, request: pb.EmptyRequest, *_: object) -> pb.Jobs:
+        return pb.Jobs(next_page_token="again")
+
+    monkeypatch.setattr(Client, "_list", stuck)
+    for words in (["list"], ["list", "--limit=5"]):
+        result = rnx(*words)
+        assert (result.code, result.err) == (
+            1,
+            "Error: cannot list jobs: the server's pages do not end\n",
+        )
 
 
 def test_status_word_is_coloured_on_a_terminal_only(

@@ -100,6 +100,12 @@ def test_stop_offers_what_can_be_stopped(environ: dict[str, str]) -> None:
     assert words(environ, "job", "stop", "") == [JOB]
 
 
+def test_delete_offers_what_has_ended(environ: dict[str, str]) -> None:
+    assert words(environ, "job", "delete", "") == [OTHER]
+    assert words(environ, "delete", "0") == []
+    assert words(environ, "job", "de") == ["delete", "delete-all"]
+
+
 def test_the_node_asked_is_the_one_of_the_command_line(
     environ: dict[str, str], tmp_path: Path
 ) -> None:

@@ -122,7 +122,8 @@ Result:
   Signal: 9 (SIGKILL)
 
 Available Actions:
-  • rnx job log {JOB}      # View job logs"""
+  • rnx job log {JOB}      # View job logs
+  • rnx job delete {JOB}   # Delete job and logs"""
     )
 
 
