@@ -6,10 +6,12 @@ Their message ids make them findable: `journalctl MESSAGE_ID=…`.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 from joblet.errors import printable
 from joblet.systemd import messages
+from joblet.systemd.statusline import count
 
 MAX_RESULT: Final = 1000  # characters; a refusal quotes what was asked for
 
@@ -17,9 +19,17 @@ log = logging.getLogger("joblet.audit")
 
 
 def record(
-    who: str, where: str, what: str, result: str, *, job: str = "", refused: bool = False
+    who: str,
+    where: str,
+    what: str,
+    result: str,
+    *,
+    job: str = "",
+    jobs: Sequence[str] = (),
+    refused: bool = False,
 ) -> None:
-    """result: "ok", or why not. refused: who asked may not do this at all."""
+    """result: "ok", or why not. job, or jobs: whom it was done to. refused: who asked may not do
+    this at all."""
     # what a client says is not to hide the record: journalctl shows none that a terminal obeys
     who, result, job = printable(who), printable(result[:MAX_RESULT]), printable(job)
     fields = {
@@ -35,7 +45,7 @@ def record(
         who,
         where,
         what,
-        f" {job[:8]}" if job else "",
+        f" {job[:8]}" if job else f" of {count(len(jobs), 'job')}" if jobs else "",
         result,
-        extra={"job": job, "fields": fields},
+        extra={"job": job, "jobs": jobs, "fields": fields},
     )

@@ -73,9 +73,10 @@ class Deletion:
         be removed."""
         await self._seen_through(self._delete(job_id))
 
-    async def delete_ended(self) -> Deleted:
+    async def delete_ended(self, tell: Callable[[Sequence[str]], None]) -> Deleted:
         """Every job that has ended by the time that it is looked at, but for those that are created
-        meanwhile. One that cannot be deleted does not keep the others.
+        meanwhile. One that cannot be deleted does not keep the others. `tell` gets the ids of those
+        that are gone, batch by batch, whether or not anybody still waits.
 
         Cancelled, it ends behind the batch that is under way. Raises what the records raise as long
         as nothing has been deleted.
@@ -85,7 +86,7 @@ class Deletion:
         cursor: int | None = 0
         while cursor is not None:
             try:
-                batch, cursor = await self._seen_through(self._batch(cursor, until))
+                batch, cursor = await self._seen_through(self._batch(cursor, until, tell))
             except JobletError as error:
                 if not total.deleted:
                     raise
@@ -121,7 +122,9 @@ class Deletion:
         if failed:
             raise failed[job_id]
 
-    async def _batch(self, cursor: int, until: int) -> tuple[Deleted, int | None]:
+    async def _batch(
+        self, cursor: int, until: int, tell: Callable[[Sequence[str]], None]
+    ) -> tuple[Deleted, int | None]:
         begun = await self._records.begin_deletions(cursor, until, limit=BATCH)
         self._step("begun")
         failed: dict[str, JobletError] = {}
@@ -129,8 +132,10 @@ class Deletion:
             await self._quiet(begun.ids)
             failed = await self._carry_out(begun.ids, keep=True)
         why = next(iter(failed.values()), None)
-        gone = len(begun.ids) - len(failed)
-        return Deleted(gone, begun.skipped, tuple(failed), why), begun.cursor
+        gone = [job_id for job_id in begun.ids if job_id not in failed]
+        if gone:
+            tell(gone)
+        return Deleted(len(gone), begun.skipped, tuple(failed), why), begun.cursor
 
     async def _carry_out(self, ids: Sequence[str], *, keep: bool) -> dict[str, JobletError]:
         """Steps 2 and 3, and of those whose log stays (returned, with the reason) the way back if

@@ -68,8 +68,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         # is not undone by a crash. spent_keys: keys of jobs that are gone, the last ones only.
         # Lists read jobs_listed alone, as far as they have met the jobs before.
         "ALTER TABLE jobs ADD COLUMN deleting INTEGER NOT NULL DEFAULT 0",
-        "CREATE INDEX jobs_listed ON jobs (seq, id) WHERE deleting = 0",
-        "CREATE INDEX jobs_deleting ON jobs (seq) WHERE deleting = 1",
+        "CREATE INDEX jobs_listed ON jobs (deleting, seq, id)",
         """CREATE TABLE spent_keys (
             seq INTEGER PRIMARY KEY AUTOINCREMENT,
             identity TEXT NOT NULL,

@@ -214,9 +214,9 @@ class Supervisor:
         await self._deletion.delete(job.id)
         return job
 
-    async def delete_ended(self) -> Deleted:
+    async def delete_ended(self, tell: Callable[[Sequence[str]], None]) -> Deleted:
         """Delete every job that has ended; see Deletion.delete_ended."""
-        return await self._deletion.delete_ended()
+        return await self._deletion.delete_ended(tell)
 
     async def expire(self, job_id: str) -> None:
         """Delete a job because its log has outlived its time, not because a client asked.

@@ -23,7 +23,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 SOCKET: Final = "/run/systemd/journal/socket"
 # So that lines of some MiB go as one datagram; what is larger goes as a memfd.
@@ -34,7 +34,8 @@ SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fc
 # All fields of ours, beside those that journald and systemd.journal-fields(7) define: what each
 # holds. joblet.journal-fields(7) is made from this list, and a test finds every other one.
 FIELDS: Final[Mapping[str, str]] = {
-    "JOBLET_JOB_ID": "the job's id, on every message about a job and every line that it printed",
+    "JOBLET_JOB_ID": "the job's id, on every message about a job and every line that it printed;"
+    " several times in a message about several",
     "JOBLET_STREAM": "stdout or stderr: which of its streams the job printed the line to",
     "JOBLET_UNIT": "the job's unit, joblet-ID.scope",
     "JOBLET_REASON": "why the job ended: exited, signalled, oom, timeout, stopped, unit-stopped,"
@@ -176,7 +177,8 @@ def setup(
     `stream`. Replaces the root logger's handlers; call it again to change its arguments.
 
     level: one of LEVELS. layout, for lines on `stream`: "text" or "json".
-    A record may carry extra={"job": JOB_ID} and extra={"fields": {"JOBLET_NAME": text}}.
+    A record may carry extra={"job": JOB_ID} or {"jobs": [JOB_ID, …]}, and
+    extra={"fields": {"JOBLET_NAME": text}}.
     """
     stream = sys.stderr if stream is None else stream
     handler: logging.Handler
@@ -236,7 +238,10 @@ class JournalHandler(logging.Handler):
         if job := _job(record):
             fields["JOBLET_JOB_ID"] = job
         fields |= {name: text for name, text in _extra(record).items() if _FIELD.fullmatch(name)}
-        encoded = [(name, text.encode(errors="replace")) for name, text in fields.items()]
+        # a field may stand several times: journalctl finds the entry by each of them
+        several = [("JOBLET_JOB_ID", job) for job in _jobs(record)]
+        named = [*fields.items(), *several]
+        encoded = [(name, text.encode(errors="replace")) for name, text in named]
         return [("SYSLOG_IDENTIFIER", self._identifier), *encoded]
 
     def _say_left_out(self) -> bool:
@@ -278,7 +283,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, logger, message, job?, exception?, and other fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        data = {
+        data: dict[str, Any] = {
             **_extra(record),
             "time": _time(record),
             "level": level_name(record.levelno),
@@ -287,6 +292,8 @@ class JsonFormatter(logging.Formatter):
         }
         if job := _job(record):
             data["job"] = job
+        if jobs := _jobs(record):
+            data["jobs"] = [*jobs]
         if trace := _trace(record):
             data["exception"] = trace
         return json.dumps(data, ensure_ascii=False)
@@ -319,6 +326,11 @@ def _printable(text: str) -> str:
 
 def _job(record: logging.LogRecord) -> str:
     return str(getattr(record, "job", None) or "")
+
+
+def _jobs(record: logging.LogRecord) -> Sequence[str]:
+    jobs: Sequence[str] = getattr(record, "jobs", ())
+    return jobs
 
 
 def _extra(record: logging.LogRecord) -> dict[str, str]:

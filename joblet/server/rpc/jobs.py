@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """JobService: what of it is served. Thin: proto in, the supervisor's answer out."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final
 
 from joblet.errors import InvalidArgument
+from joblet.server import audit
 from joblet.server.logs import Chunk, Gap, LogMetrics
 from joblet.server.rpc import convert
 from joblet.server.rpc.guard import Caller, Stream, Unary
@@ -69,7 +70,10 @@ class JobService:
     async def delete_all(
         self, request: pb.DeleteAllJobsRequest, caller: Caller
     ) -> pb.DeleteAllJobsResponse:
-        return convert.delete_all_response(await self._supervisor.delete_ended())
+        def tell(ids: Sequence[str]) -> None:
+            audit.record(caller.name, caller.address, "DeleteAllJobs", "ok", jobs=ids)
+
+        return convert.delete_all_response(await self._supervisor.delete_ended(tell))
 
     async def logs(
         self, request: pb.GetJobLogsRequest, caller: Caller

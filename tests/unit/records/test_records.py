@@ -201,6 +201,27 @@ def test_heads_in_both_orders(path: Path) -> None:
     run(path, test)
 
 
+def test_no_question_goes_through_all_jobs(path: Path) -> None:
+    """Each is answered by the index that is there for it, however many jobs have ended."""
+    unfinished = module._page_query([S.RUNNING, S.STOPPING], cursor=0, limit=9)
+    queries = {
+        (module.HEADS_UP, (0, 9)): "COVERING INDEX jobs_listed (deleting=? AND seq>?)",
+        (module.HEADS_DOWN, (9, 9)): "COVERING INDEX jobs_listed (deleting=? AND seq<?)",
+        (unfinished[0], tuple(unfinished[1])): "INDEX jobs_by_state (state=? AND rowid>?)",
+        (module.PREFIX, ("a", "b", 9)): "INDEX sqlite_autoindex_jobs_1 (id>? AND id<?)",
+        (module.LOAD, ("[]",)): "INDEX sqlite_autoindex_jobs_1 (id=?)",
+    }
+
+    async def test(records: Records) -> None:
+        await records.put(numbered(1))
+
+    run(path, test)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        for (query, args), index in queries.items():
+            plan = [row[-1] for row in db.execute(f"EXPLAIN QUERY PLAN {query}", args)]
+            assert any(line == f"SEARCH jobs USING {index}" for line in plan), plan
+
+
 def test_lists_longer_than_a_page(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAGE", 7)
     some = [numbered(n) for n in range(50)]

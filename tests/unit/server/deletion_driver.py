@@ -53,7 +53,7 @@ async def main(base: Path, step: str, how: str) -> None:
         if how == "one":
             await made.delete(job_id(2))
         else:
-            await made.delete_ended()
+            await made.delete_ended(lambda _: None)
 
 
 if __name__ == "__main__":

@@ -499,6 +499,11 @@ def test_all_jobs_are_deleted(
             )
             said = [r for r in caplog.records if "DeleteAllJobs" in r.getMessage()]
             fields: list[dict[str, str]] = [r.fields for r in said]  # type: ignore[attr-defined]
-            assert [one["JOBLET_RESULT"] for one in fields][1:] == [answer.message, again.message]
+            results = [one["JOBLET_RESULT"] for one in fields]
+            assert results[1:] == ["ok", answer.message, "ok", again.message]
+            # each job can be asked for
+            assert said[1].jobs == [job_id(number) for number in (2, 4, 5)]  # type: ignore[attr-defined]
+            assert said[3].jobs == [job_id(3)]  # type: ignore[attr-defined]
+            assert "DeleteAllJobs of 3 jobs: ok" in said[1].getMessage()
 
     run(main)

@@ -257,6 +257,23 @@ def test_records_go_to_the_journal_when_stderr_is_the_journal(
 
 
 @pytest.mark.usefixtures("restored")
+def test_a_record_about_several_jobs_is_found_by_each(journald: Journald, stderr: TextIO) -> None:
+    journal.setup("INFO", "text", environ=in_journal(stderr), stream=stderr, path=journald.path)
+    logging.getLogger("x").info("done", extra={"jobs": ["a", "b", "c"]})
+    lines = journald.raw().splitlines()
+    assert [line for line in lines if line.startswith(b"JOBLET_JOB_ID=")] == [
+        b"JOBLET_JOB_ID=a",
+        b"JOBLET_JOB_ID=b",
+        b"JOBLET_JOB_ID=c",
+    ]
+    journal.setup("INFO", "json", environ={"JOURNAL_STREAM": "1:2"}, stream=stderr)
+    logging.getLogger("x").info("done", extra={"job": "", "jobs": ["a", "b"]})
+    [line] = map(json.loads, written(stderr))
+    assert line["jobs"] == ["a", "b"]
+    assert "job" not in line
+
+
+@pytest.mark.usefixtures("restored")
 def test_a_traceback_is_part_of_the_message(journald: Journald, stderr: TextIO) -> None:
     journal.setup("INFO", "text", environ=in_journal(stderr), stream=stderr, path=journald.path)
     try:
