@@ -13,7 +13,8 @@ record and by the state of the job's directory (link.LIVE, GONE, NEVER, or none 
     lost it
     finished    LIVE   Acknowledge    the record is safe and PID 1 does not know: tell it
     finished    other  CleanUp        all that is left to do
-    none        LIVE   Abandon        its record was never committed, so no client ever heard of it
+    none        LIVE   Abandon        its record was never committed, so no client ever heard of it,
+                                      or was deleted while its PID 1 still waited to be told
     none        other  CleanUp
 """
 
