@@ -7,8 +7,8 @@
 
 A server killed before the mark has left the whole job; behind it the next one goes on at step 2,
 which may be done twice. A log that cannot be removed takes the mark back: the job is there as
-before, and who asked hears why. If that cannot be recorded either, the mark stands until the next
-start.
+before, and who asked hears why. What cannot be recorded (a full disk) stays
+hidden until the next start, which goes on with it.
 
 What has begun is seen through, whether or not anybody waits for it. It works in batches, so that a
 hundred thousand jobs hold up nobody: a batch is one transaction for each step and one sync.
@@ -106,7 +106,10 @@ class Deletion:
         tried again at the next start."""
         ids = await self._records.deletions()
         for begin in range(0, len(ids), BATCH):
-            await self._carry_out(ids[begin : begin + BATCH], keep=False)
+            try:
+                await self._carry_out(ids[begin : begin + BATCH], keep=False)
+            except JobletError as error:  # a full disk, say: no reason not to start
+                log.warning("%s", error)
 
     async def close(self) -> None:
         """Wait for what has begun, for a while; the rest is the next server's."""
@@ -153,12 +156,14 @@ class Deletion:
         self._step("synced")
         for job_id, why in failed.items():
             log.warning("cannot delete job %s: %s", job_id, why, extra={"job": job_id})
-        if gone:
-            await self._records.forget(gone)
-        self._step("forgotten")
-        if failed and keep:
-            await self._records.keep(failed)
-        self._step("kept")
+        try:
+            if gone:
+                await self._records.forget(gone)
+        finally:
+            self._step("forgotten")
+            if failed and keep:
+                await self._records.keep(failed)
+            self._step("kept")
         return failed
 
     async def _remove_log(self, job_id: str) -> JobletError | None:

@@ -648,6 +648,46 @@ def test_what_cannot_be_finished_is_tried_at_every_start(
     run(lambda: main([1, 3, 4]))
 
 
+def test_a_start_does_not_wait_for_a_disk_that_is_full(
+    base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed_at("begun", base, "one")
+
+    async def full(*_: Any) -> None:
+        raise ResourceExhausted("forget jobs", "the disk is full")
+
+    async def main(left: int) -> None:
+        with jobs_of(base) as init:
+            async with serving(base, init) as (w, made):
+                await made.recover(BOOT)
+                assert len(await w.records.ids()) == left
+                assert len(await all_jobs(made)) == 3
+
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(Records, "forget", full)
+        run(lambda: main(4))
+    assert "cannot forget jobs: the disk is full" in caplog.messages
+    run(lambda: main(3))
+
+
+def test_records_that_cannot_be_forgotten_do_not_hide_those_that_stay(
+    base: Path, patch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: Any) -> None:
+        raise ResourceExhausted("forget jobs", "the disk is full")
+
+    async def main() -> None:
+        async with serving(base) as (w, made):
+            await finished(w, 1, 2, 3)
+            refuse(patch, job_id(2))
+            patch.setattr(Records, "forget", full)
+            with pytest.raises(ResourceExhausted):
+                await made.delete_ended(untold)
+            assert [one.id for one in await all_jobs(made)] == [job_id(2)]
+
+    run(main)
+
+
 def test_logs_without_a_record_are_reported_and_kept(
     base: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
