@@ -3,8 +3,8 @@
 
     python3 deletion_driver.py BASE STEP one|all
 
-Three jobs have ended, the fourth runs. STEP is one of Deletion's, or "aside": the log has been put
-aside and is whole.
+Three jobs have ended, the fourth runs. STEP is one of Deletion's, or one inside the removal of a log:
+"staged", nothing has been done but what a removal begins with, or "aside", it is whole and aside.
 """
 
 import asyncio
@@ -41,15 +41,15 @@ async def main(base: Path, step: str, how: str) -> None:
             await log.sync()
         await w.records.put(job(4, state=JobState.RUNNING))
         made = supervisor(w, step=lambda name: die() if name == step else None)
-        if step == "aside":
-            really = shutil.rmtree
+        really = shutil.rmtree
 
-            def rmtree(path: Any, **more: Any) -> None:
-                if Path(path).exists():
-                    die()
-                really(path, **more)
+        def rmtree(path: Any, **more: Any) -> None:
+            aside = Path(path).name.startswith(".removed-")
+            if step == ("aside" if aside and Path(path).exists() else "staged"):
+                die()
+            really(path, **more)
 
-            shutil.rmtree = rmtree  # type: ignore[assignment]
+        shutil.rmtree = rmtree  # type: ignore[assignment]
         if how == "one":
             await made.delete(job_id(2))
         else:

@@ -49,7 +49,7 @@ from tests.unit.server.support import (
 pytestmark = pytest.mark.usefixtures("no_leaks", "patch")
 
 DRIVER = Path(__file__).with_name("deletion_driver.py")
-STEPS = ("begun", "aside", "removed", "synced", "forgotten")
+STEPS = ("begun", "staged", "aside", "removed", "synced", "forgotten")
 TRUE = JobSpec("true")
 
 
