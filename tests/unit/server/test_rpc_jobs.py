@@ -451,7 +451,7 @@ def test_who_follows_a_log_hears_that_it_is_deleted(tmp_path: Path) -> None:
                 name = "me"
 
             # as slow as a client may be: one chunk taken, the others to come
-            jobs = JobService(made, node_id="n", chunk_bytes=4)
+            jobs = JobService(made, node_id="n", chunk_bytes=4, metrics=log_metrics())
             answers = jobs.logs(pb.GetJobLogsRequest(uuid=job_id(1)), Caller())  # type: ignore[arg-type]
             assert (await anext(answers)).payload == b"0123"
             await call(client, DELETE, pb.DeleteJobRequest(uuid=job_id(1)))
