@@ -4,7 +4,8 @@
     python3 deletion_driver.py BASE STEP one|all
 
 Three jobs have ended, the fourth runs. STEP is one of Deletion's, or one inside the removal of a
-log: "staged", nothing has been done but what a removal begins with, or "aside", it is whole and aside.
+log: "staged", nothing has been done but what a removal begins with, or "aside", it is whole and
+aside.
 """
 
 import asyncio
