@@ -10,6 +10,7 @@ from joblet.server.logs.format import ERR, OUT, GapKind
 from joblet.server.logs.joblog import JobLog
 from joblet.server.logs.metrics import LogMetrics
 from joblet.server.logs.reader import Settings
+from joblet.server.logs.selection import Piece, SelectedLog, Selection
 from joblet.server.logs.stage import Bounds
 from joblet.server.logs.store import LogStore
 from joblet.server.logs.writer import Batching
@@ -26,5 +27,8 @@ __all__ = [
     "JobLog",
     "LogMetrics",
     "LogStore",
+    "Piece",
+    "SelectedLog",
+    "Selection",
     "Settings",
 ]

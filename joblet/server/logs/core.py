@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import enum
 import errno
+import itertools
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -71,6 +72,17 @@ class Place:
 
     offset: int
     record: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Span:
+    """The log offsets of one record, from `place` on: bytes of a stream, or a gap."""
+
+    place: Place
+    offset_end: int
+    stream: int
+    time_us: int  # when it was entered
+    gap: bool
 
 
 class Held(enum.Enum):
@@ -481,6 +493,36 @@ class LogCore:
         """Where to begin reading at `offset`; found when it is read."""
         return Place(offset, 0)
 
+    def now_us(self) -> int:
+        """The clock that records are dated by."""
+        return self._clock_us()
+
+    def spans(self, offset: int, end: int, most: int) -> list[Span]:
+        """The records that hold the offsets up to `end`, in order, at most `most`; raises as
+        `read` does."""
+        total = self.state.records
+        with self.pinned():
+            found = _spans(self._records, self._find(offset, total), total)
+            held = itertools.takewhile(lambda span: span.place.offset < end, found)
+            return list(itertools.islice((s for s in held if s.offset_end > offset), most))
+
+    def spans_before(self, offset: int, most: int) -> list[Span]:
+        """The last records that begin before `offset`, in order: some of them, at most `most`;
+        none only if there is none."""
+        found: list[Span] = []
+        total = self.state.records
+        with self.pinned():
+            behind = min(total, self._find(offset, total) + 1)
+            while not found and behind > 1:
+                number = max(1, behind - most)
+                found = [
+                    span
+                    for span in _spans(self._records, number, behind)
+                    if span.place.offset < offset
+                ]
+                behind = number
+        return found
+
     def _append(self, kind: Kind, stream: int, length: int, arg: int) -> None:
         self._take_in(Record(kind, stream, length, self._clock_us(), self.state.size, arg))
 
@@ -570,6 +612,17 @@ class LogCore:
                 await waiter
         finally:
             self.waiters.discard(waiter)
+
+
+def _spans(
+    records: Callable[[int, int], Iterator[Record]], number: int, behind: int
+) -> Iterator[Span]:
+    """Of the records from `number` on those that cover offsets."""
+    for at, record in enumerate(records(number, behind), number):
+        if record.span:
+            place = Place(record.offset, at)
+            end = record.offset + record.span
+            yield Span(place, end, record.stream, record.time_us, record.kind is Kind.GAP)
 
 
 def _joined(gap: Gap | None, following: Gap) -> Gap | None:

@@ -23,9 +23,10 @@ MAX_CHUNK_BYTES: Final = 16 << 20
 class Follower:
     """Iterates over a log's chunks and gaps in order of their offsets. One task at a time.
 
-    Neighbouring records of one stream come as one chunk of at most `max_bytes`. With
-    `follow=False` it ends where the log ended when it was made, otherwise behind the end of all
-    expected streams. Raises InvalidArgument for an offset beyond the log's end.
+    Neighbouring records of one stream come as one chunk of at most `max_bytes`. It ends at the
+    offset `until`, which is in the log; without one behind the end of all expected streams, or
+    with `follow=False` where the log ended when it was made. A gap may reach beyond `until`.
+    Raises InvalidArgument for an offset beyond the log's end.
     """
 
     def __init__(
@@ -36,18 +37,24 @@ class Follower:
         from_offset: int,
         follow: bool,
         max_bytes: int,
+        until: int | None = None,
     ) -> None:
         check_range(core, from_offset, max_bytes)
         self._core = core
         self._pool = pool
         self._place = core.place(from_offset)
-        self._until = None if follow else core.size
+        self._until = until if follow or until is not None else core.size
+        self._waits = follow
         self._max_bytes = max_bytes
 
     @property
     def offset(self) -> int:
         """The log offset of the next byte; where to resume."""
         return self._place.offset
+
+    def seek(self, offset: int) -> None:
+        """Go on at an offset that is in the log."""
+        self._place = self._core.place(offset)
 
     async def read(self) -> Chunk | Gap | None:
         """The next chunk or gap, None at the end. Cancelled, it leaves the cursor where it is.
@@ -70,7 +77,7 @@ class Follower:
                 if found is not HELD:
                     item, self._place = found
                     return item
-                if self._until is not None:
+                if not self._waits:
                     return None  # whoever reads on from here will see what it becomes
             elif ended:
                 return None

@@ -25,6 +25,7 @@ from joblet.server.logs.follower import DEFAULT_CHUNK_BYTES, Follower, check_ran
 from joblet.server.logs.format import GapKind
 from joblet.server.logs.reader import Pipe, Reader
 from joblet.server.logs.rest import import_rest
+from joblet.server.logs.selection import SelectedLog, Selection
 
 _Result = TypeVar("_Result")
 
@@ -265,6 +266,10 @@ class JobLog:
             follow=follow,
             max_bytes=max_bytes,
         )
+
+    def select(self, selection: Selection, *, max_bytes: int = DEFAULT_CHUNK_BYTES) -> SelectedLog:
+        """Read a part of the log; raises InvalidArgument for one that it cannot have."""
+        return SelectedLog(self.core, self._shared.read_pool, selection, max_bytes=max_bytes)
 
     def read_at(self, offset: int, max_bytes: int = DEFAULT_CHUNK_BYTES) -> Chunk | Gap | None:
         """What stands at an offset; None at the end. Blocking: not for the event loop."""

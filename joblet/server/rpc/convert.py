@@ -10,6 +10,7 @@ from joblet.errors import InvalidArgument, Unimplemented
 from joblet.model import Job, JobSpec, Limits
 from joblet.server.admission import WHAT
 from joblet.server.deletion import Deleted
+from joblet.server.logs import Gap, Piece, Selection
 from joblet_pb import joblet_pb2 as pb
 
 MIB: Final = 1 << 20
@@ -186,6 +187,42 @@ def delete_all_response(done: Deleted) -> pb.DeleteAllJobsResponse:
         message=text,
         deleted_count=_int32(done.deleted),
         skipped_count=_int32(done.skipped),
+    )
+
+
+def selection(request: pb.GetJobLogsRequest) -> Selection:
+    return Selection(
+        from_offset=request.from_offset,
+        since_us=request.since_us,
+        until_us=request.until_us,
+        tail_lines=request.tail_lines if request.HasField("tail_lines") else None,
+        stream=request.stream,
+        arrivals=request.arrivals,
+        follow=not request.no_follow,
+    )
+
+
+def chunk(piece: Piece) -> pb.DataChunk:
+    item = piece.item
+    if item is None:
+        return pb.DataChunk(offset_end=piece.offset_end)
+    if isinstance(item, Gap):
+        return pb.DataChunk(
+            offset_end=piece.offset_end,
+            stream=item.stream,
+            gap=pb.Gap(kind=item.kind, bytes=-1 if item.bytes is None else item.bytes),
+            time_us=item.time_us,
+        )
+    arrivals = None
+    if piece.arrivals:
+        at, times = zip(*piece.arrivals, strict=True)
+        arrivals = pb.Arrivals(at=at, time_us=times)
+    return pb.DataChunk(
+        payload=item.data,
+        offset_end=piece.offset_end,
+        stream=item.stream,
+        time_us=item.time_us,
+        arrivals=arrivals,
     )
 
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 """JobService: what of it is served. Thin: proto in, the supervisor's answer out."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Final
 
 from joblet.errors import InvalidArgument
 from joblet.server import audit
-from joblet.server.logs import Chunk, Gap, LogMetrics
+from joblet.server.logs import LogMetrics
 from joblet.server.rpc import convert
 from joblet.server.rpc.guard import Caller, Stream, Unary
 from joblet.server.rpc.listing import Listing
@@ -77,35 +77,23 @@ class JobService:
 
     async def logs(
         self, request: pb.GetJobLogsRequest, caller: Caller
-    ) -> AsyncIterator[pb.DataChunk]:
+    ) -> AsyncGenerator[pb.DataChunk, None]:
         """History and live in one; ends behind the explicit end of the log, when the record is
         final."""
         job = await self._supervisor.get(request.uuid)
         log = await self._supervisor.open_log(job.id)
-        follower = log.follow(
-            request.from_offset, follow=not request.no_follow, max_bytes=self._chunk_bytes
-        )
-        with self._metrics.following(lambda: log.size - follower.offset):
-            async for item in follower:
-                yield _chunk(item)
+        wanted = convert.selection(request)
+        selected = log.select(wanted, max_bytes=self._chunk_bytes)
+        with self._metrics.following(lambda: log.size - selected.offset):
+            begin = await selected.open()
+            if wanted.narrow:
+                yield pb.DataChunk(offset_end=begin, begin=True)
+            async for piece in selected:
+                yield convert.chunk(piece)
         # (one that was not to follow may have stopped before the end that has come meanwhile)
-        if log.ended and follower.offset >= log.size:
+        if log.ended and selected.offset >= log.size:
             # who asks for the status now must hear how it ended
             await self._supervisor.wait_ended(job.id)
-            yield pb.DataChunk(offset_end=follower.offset, end=True)
-
-
-def _chunk(item: Chunk | Gap) -> pb.DataChunk:
-    if isinstance(item, Chunk):
-        return pb.DataChunk(
-            payload=item.data,
-            offset_end=item.offset_end,
-            stream=item.stream,
-            time_us=item.time_us,
-        )
-    return pb.DataChunk(
-        offset_end=item.offset_end,
-        stream=item.stream,
-        gap=pb.Gap(kind=item.kind, bytes=-1 if item.bytes is None else item.bytes),
-        time_us=item.time_us,
-    )
+            yield pb.DataChunk(offset_end=selected.offset, end=True)
+        elif selected.complete:
+            yield pb.DataChunk(offset_end=selected.offset, end=True)
