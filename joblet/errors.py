@@ -10,6 +10,7 @@
     ├── PermissionDenied     known client, not allowed
     ├── Unauthenticated      unknown client
     ├── ResourceExhausted    a bound of ours or of the machine is reached
+    ├── Aborted              broken off by us: go on from where it stood, not from the beginning
     ├── Unavailable          try again later (init mode restarting, D-Bus away)
     ├── Unimplemented        part of the contract, not served
     └── Internal             a bug of ours, or a broken machine
@@ -37,6 +38,7 @@ class Code(enum.StrEnum):
     PERMISSION_DENIED = "PERMISSION_DENIED"
     UNAUTHENTICATED = "UNAUTHENTICATED"
     RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+    ABORTED = "ABORTED"
     UNAVAILABLE = "UNAVAILABLE"
     UNIMPLEMENTED = "UNIMPLEMENTED"
     INTERNAL = "INTERNAL"
@@ -94,6 +96,10 @@ class Unauthenticated(JobletError):
 
 class ResourceExhausted(JobletError):
     code = Code.RESOURCE_EXHAUSTED
+
+
+class Aborted(JobletError):
+    code = Code.ABORTED
 
 
 class Unavailable(JobletError):

@@ -64,6 +64,7 @@ _CLASSES: Final[Mapping[Code, type[JobletError]]] = {
         errors.FailedPrecondition,
         errors.PermissionDenied,
         errors.ResourceExhausted,
+        errors.Aborted,
         errors.Unavailable,
         errors.Unimplemented,
         errors.Internal,

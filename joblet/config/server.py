@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """joblet-config.yml, the server's configuration: the keys that Joblet clients and servers publish,
-as far as they mean something here, and some of our own (sections `limits` and `paths`, and on_full
-and sync_interval of `log_persistence`).
+as far as they mean something here, and some of our own (sections `limits`, `stream` and `paths`,
+and on_full and sync_interval of `log_persistence`).
 
 A key that nobody knows gives a warning; the published keys without a meaning here give one note.
 """
@@ -161,6 +161,15 @@ class Monitoring:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Streaming:
+    """Ours: answers that come in many messages, such as a job's output."""
+
+    # Who reads on takes up a removed stream where it stood, so it need not be long; but what is
+    # read slowly must get through a whole message in that time.
+    stall_timeout_us: int = setting("stall_timeout", Duration("100ms", "24h", "never"), "1m")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class LogPersistence:
     """How output is kept. Published, except on_full and sync_interval."""
 
@@ -206,6 +215,7 @@ class ServerConfig:
     logging: Logging = Logging()
     limits: LimitPolicy = LimitPolicy()
     buffers: Buffers = Buffers()
+    stream: Streaming = Streaming()
     log_persistence: LogPersistence = LogPersistence()
     monitoring: Monitoring = Monitoring()
     paths: Paths = Paths()

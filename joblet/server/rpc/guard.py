@@ -5,20 +5,27 @@ Handlers are plain: they take the request and the Caller, return or yield messag
 JobletError. The wrappers are coroutines themselves: grpc.aio would run anything else in a thread
 pool,
 and its interceptors do not see the client's certificate.
+
+A client that does not read holds up its own stream and nothing else: a message is asked for when
+the one before it is gone. When one is not gone for too long, the handler is closed, with all that
+it holds, and the status follows that message: what is left is a call that waits, with at most one
+message, for the client or for its connection's end. ABORTED, because who goes on must do so from
+where it stood: UNAVAILABLE and INTERNAL are tried again by clients that would begin anew.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import urllib.parse
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import grpc
 from google.protobuf import descriptor_pb2
 from google.protobuf.message import Message
 
-from joblet.errors import Internal, JobletError, Unimplemented
+from joblet.errors import Aborted, Internal, JobletError, Unimplemented
 from joblet.server import access, audit
 from joblet.server.access import Identity, Operation
 from joblet.server.rpc import status
@@ -46,11 +53,15 @@ class Caller:
 # A long answer may come encoded, so that the event loop does not do it in one go.
 Answer = Message | bytes
 Unary = Callable[[Any, Caller], Awaitable[Answer]]
-Stream = Callable[[Any, Caller], AsyncIterator[Message]]
+Stream = Callable[[Any, Caller], AsyncGenerator[Message, None]]
 
 
-def handlers(unary: Mapping[str, Unary], streams: Mapping[str, Stream]) -> list[Any]:
+def handlers(
+    unary: Mapping[str, Unary], streams: Mapping[str, Stream], *, stall_s: float | None
+) -> list[Any]:
     """Handlers of every method of the contract, by full name ("/joblet.JobService/RunJob").
+
+    stall_s: how long a stream waits for a client that does not read; None: for ever.
 
     A method that nobody serves answers UNIMPLEMENTED, in a sentence, to whoever may call it.
     """
@@ -67,7 +78,7 @@ def handlers(unary: Mapping[str, Unary], streams: Mapping[str, Stream]) -> list[
             if method.server_streaming:
                 stream = streams.get(path, _no_stream(path))
                 methods[method.name] = grpc.unary_stream_rpc_method_handler(
-                    _guard_stream(path, stream), decode, encode
+                    _guard_stream(path, stream, stall_s), decode, encode
                 )
             else:
                 handler = unary.get(path, _not_served(path))
@@ -96,7 +107,7 @@ def _not_served(path: str) -> Callable[[Any, Caller], Awaitable[Any]]:
 
 
 def _no_stream(path: str) -> Stream:
-    async def handler(request: Any, caller: Caller) -> AsyncIterator[Message]:
+    async def handler(request: Any, caller: Caller) -> AsyncGenerator[Message, None]:
         for message in await _not_served(path)(request, caller):
             yield message
 
@@ -159,21 +170,61 @@ def _guard_unary(path: str, handler: Unary) -> Any:
     return guarded
 
 
-def _guard_stream(path: str, handler: Stream) -> Any:
-    async def guarded(
-        request: Any, context: "grpc.aio.ServicerContext[Any, Any]"
-    ) -> AsyncIterator[Message]:
+def _guard_stream(path: str, handler: Stream, stall_s: float | None) -> Any:
+    async def guarded(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
         try:
             caller = _caller(context, path)
-            async for message in handler(request, caller):
-                yield message
+            try:
+                async with contextlib.aclosing(handler(request, caller)) as messages:
+                    begun = False
+                    async for message in messages:
+                        if not begun:
+                            # Else they would go with the first message, and with the status again,
+                            # which grpc refuses when that message is the one that is not read.
+                            await _taken(context.send_initial_metadata(()), stall_s)
+                            begun = True
+                        await _taken(context.write(message), stall_s)
+            except _Stalled:
+                error = _broken_off(path, stall_s)
+                log.info("%s (%s, %s)", error, caller.name, caller.address)
+                raise error from None
+        except _Gone:
+            pass
         except JobletError as error:
-            await context.abort(*status.of(error))
+            with contextlib.suppress(grpc.aio.InternalError):  # it hung up instead of reading on
+                await context.abort(*status.of(error))
         except Exception:
             log.exception("%s failed", path)
             await context.abort(*status.of(_bug(path)))
 
     return guarded
+
+
+class _Stalled(Exception):
+    """The client does not read."""
+
+
+class _Gone(Exception):
+    """The client hung up."""
+
+
+async def _taken(sending: Awaitable[None], stall_s: float | None) -> None:
+    """Returns when what is sent is on its way. Raises _Stalled, _Gone."""
+    try:
+        async with asyncio.timeout(stall_s):
+            await sending
+    except TimeoutError:
+        raise _Stalled from None
+    except grpc.aio.InternalError:
+        raise _Gone from None
+
+
+def _broken_off(path: str, stall_s: float | None) -> Aborted:
+    return Aborted(
+        f"go on with {path.rpartition('/')[2]}",
+        f"nothing was read for {stall_s:g} s (stream.stall_timeout)",
+        hint="ask again, from the offset behind the last byte",
+    )
 
 
 def _bug(path: str) -> Internal:

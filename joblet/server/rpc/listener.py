@@ -51,7 +51,9 @@ def make(
 ) -> grpc.aio.Server:
     """A server bound to its port, not yet started. Raises Unavailable for a port it cannot have."""
     server = grpc.aio.server(options=options(config))
-    server.add_generic_rpc_handlers(handlers(unary, streams))
+    stall_us = config.stream.stall_timeout_us
+    stall_s = stall_us / 1e6 if stall_us else None
+    server.add_generic_rpc_handlers(handlers(unary, streams, stall_s=stall_s))
     security = config.security
     credentials = grpc.ssl_server_credentials(
         [(security.server_key.encode(), security.server_cert.encode())],

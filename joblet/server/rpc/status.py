@@ -21,6 +21,7 @@ STATUS: Final[Mapping[Code, grpc.StatusCode]] = {
     Code.PERMISSION_DENIED: grpc.StatusCode.PERMISSION_DENIED,
     Code.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
     Code.RESOURCE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Code.ABORTED: grpc.StatusCode.ABORTED,
     Code.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Code.UNIMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
     Code.INTERNAL: grpc.StatusCode.INTERNAL,

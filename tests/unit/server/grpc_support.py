@@ -13,7 +13,7 @@ import grpc
 from google.protobuf import descriptor_pb2
 
 from joblet.config import ServerConfig
-from joblet.config.server import Grpc, Security, Server
+from joblet.config.server import Grpc, Security, Server, Streaming
 from joblet.errors import Unavailable
 from joblet.server.rpc import listener
 from joblet.server.rpc.guard import Stream, Unary
@@ -49,8 +49,11 @@ def free_port(address: str) -> int:
         return port
 
 
-def config(address: str = "127.0.0.1", port: int = 0, **grpc_options: Any) -> ServerConfig:
+def config(
+    address: str = "127.0.0.1", port: int = 0, stall_s: float = 60, **grpc_options: Any
+) -> ServerConfig:
     return ServerConfig(
+        stream=Streaming(stall_timeout_us=round(stall_s * 1e6)),
         server=Server(address=address, port=port or free_port(address)),
         security=Security(
             server_cert=server_pair().cert,
@@ -63,12 +66,16 @@ def config(address: str = "127.0.0.1", port: int = 0, **grpc_options: Any) -> Se
 
 @contextlib.asynccontextmanager
 async def serving(
-    unary: Mapping[str, Unary], streams: Mapping[str, Stream], address: str = "127.0.0.1"
+    unary: Mapping[str, Unary],
+    streams: Mapping[str, Stream],
+    address: str = "127.0.0.1",
+    *,
+    stall_s: float = 60,
 ) -> AsyncIterator[str]:
     """The address of a server, "127.0.0.1:PORT". Between finding a port and having it, another
     may take it."""
     while True:
-        made = config(address)
+        made = config(address, stall_s=stall_s)
         try:
             server = listener.make(made, unary, streams)
             break

@@ -2,12 +2,13 @@
 """Who gets in, who may do what, and what becomes of an error: over real TLS connections."""
 
 import asyncio
+import contextlib
 import logging
 import re
 import socket
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import grpc
@@ -41,6 +42,21 @@ RUN, STOP, STATUS, LOGS, LIST = (
     f"/joblet.JobService/{name}"
     for name in ("RunJob", "StopJob", "GetJobStatus", "GetJobLogs", "ListJobs")
 )
+
+
+STREAM = "/joblet.JobService/StreamJobMetrics"
+NO_BOUND = [("grpc.max_receive_message_length", -1)]
+
+
+@contextlib.asynccontextmanager
+async def channel_to(
+    served: "contextlib.AbstractAsyncContextManager[str]",
+) -> AsyncGenerator[tuple[contextlib.AsyncExitStack, grpc.aio.Channel], None]:
+    """A server, to be stopped by its stack, and a client of it."""
+    async with contextlib.AsyncExitStack() as server:
+        target = await server.enter_async_context(served)
+        async with channel(target, options=NO_BOUND) as client:
+            yield server, client
 
 
 class Audit:
@@ -233,12 +249,12 @@ def test_a_role_is_looked_at_in_every_call_of_a_connection(
 # -- errors and bugs -------------------------------------------------------------------
 
 
-async def logs(request: Any, caller: Caller) -> AsyncIterator[Any]:
+async def logs(request: Any, caller: Caller) -> AsyncGenerator[Any, None]:
     yield pb.DataChunk(payload=b"first")
     raise errors.Unavailable("read the log", "the store is closed", hint="try again")
 
 
-async def broken_logs(request: Any, caller: Caller) -> AsyncIterator[Any]:
+async def broken_logs(request: Any, caller: Caller) -> AsyncGenerator[Any, None]:
     yield pb.DataChunk(payload=b"first")
     raise ZeroDivisionError("a bug in a stream")
 
@@ -307,7 +323,7 @@ def test_a_client_that_hangs_up_ends_its_stream() -> None:
     async def main() -> None:
         ended = asyncio.Event()
 
-        async def endless(request: Any, caller: Caller) -> AsyncIterator[Any]:
+        async def endless(request: Any, caller: Caller) -> AsyncGenerator[Any, None]:
             try:
                 yield pb.DataChunk(payload=b"x")
                 await asyncio.Event().wait()
@@ -319,6 +335,108 @@ def test_a_client_that_hangs_up_ends_its_stream() -> None:
             await answers.read()
             answers.cancel()
             await asyncio.wait_for(ended.wait(), 10)
+
+    run(main)
+
+
+# -- a client that does not read -------------------------------------------------------
+
+
+class Flood:
+    """A stream without an end, of messages that a client cannot buffer many of."""
+
+    def __init__(self, size: int = 1 << 20) -> None:
+        self.size = size
+        self.ended = asyncio.Event()
+
+    async def __call__(self, request: Any, caller: Caller) -> AsyncGenerator[Any, None]:
+        offset = 0
+        try:
+            while True:
+                offset += self.size
+                yield pb.DataChunk(payload=b"x" * self.size, offset_end=offset)
+        finally:
+            self.ended.set()
+
+
+def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What server and grpc have to complain of. (asyncio has it of pollers of grpc's, which wake
+    the loops of tests that are over.)"""
+    found = [r for r in caplog.records if r.levelno >= logging.WARNING and r.name != "asyncio"]
+    return [record.getMessage() for record in found]
+
+
+async def rest(answers: Any, offset: int, size: int) -> None:
+    """Reads until the end, none of the messages missing."""
+    while answer := await answers.read():  # what stands for the end is false
+        offset += size
+        assert answer.offset_end == offset
+
+
+# (the second is of messages too large to be buffered by who reads none)
+@pytest.mark.parametrize(("size", "first"), [(1 << 20, 1), (32 << 20, 0)])
+def test_a_client_that_does_not_read_is_broken_off(
+    caplog: pytest.LogCaptureFixture, size: int, first: int
+) -> None:
+    """Whatever it held is let go at once; what it had been sent and the reason come when it reads
+    on."""
+
+    async def main() -> None:
+        caplog.set_level(logging.INFO, logger="joblet.server.rpc.guard")
+        flood = Flood(size)
+        served = serving({}, {LOGS: flood}, stall_s=0.2)
+        async with served as target, channel(target, options=NO_BOUND) as client:
+            answers = stream(client, LOGS, pb.GetJobLogsRequest())
+            for number in range(first):
+                assert (await answers.read()).offset_end == (number + 1) * size
+            await asyncio.wait_for(flood.ended.wait(), 20)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await rest(answers, first * size, size)
+            assert caught.value.code() is S.ABORTED
+            assert caught.value.details() == (
+                "cannot go on with GetJobLogs: nothing was read for 0.2 s (stream.stall_timeout); "
+                "ask again, from the offset behind the last byte"
+            )
+        [record] = [r for r in caplog.records if r.name == guard.__name__]
+        assert record.levelno == logging.INFO
+        assert "nothing was read for 0.2 s" in record.getMessage()
+        assert "(client, 127.0.0.1:" in record.getMessage()
+
+    run(main)
+
+
+def test_a_client_that_is_broken_off_and_hangs_up(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        flood = Flood()
+        served = serving({}, {LOGS: flood, STREAM: logs}, stall_s=0.2)
+        async with served as target:
+            async with channel(target, options=NO_BOUND) as client:
+                answers = stream(client, LOGS, pb.GetJobLogsRequest())
+                await answers.read()
+                await asyncio.wait_for(flood.ended.wait(), 20)
+            async with channel(target) as client:
+                code, _ = await failure(client, STREAM)
+                assert code is S.UNAVAILABLE
+        assert complaints(caplog) == []
+
+    run(main)
+
+
+@pytest.mark.parametrize("way", ["cancel", "stop"])
+def test_hanging_up_in_mid_message_is_no_fault_of_the_server(
+    caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    async def main() -> None:
+        flood = Flood()
+        async with channel_to(serving({}, {LOGS: flood}, stall_s=60)) as (server, client):
+            answers = stream(client, LOGS, pb.GetJobLogsRequest())
+            await answers.read()
+            if way == "cancel":
+                answers.cancel()
+            else:
+                await server.aclose()
+            await asyncio.wait_for(flood.ended.wait(), 20)
+        assert complaints(caplog) == []
 
     run(main)
 

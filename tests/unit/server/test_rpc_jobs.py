@@ -14,11 +14,13 @@ import pytest
 
 from joblet.errors import NotFound, Unavailable
 from joblet.model import JobState
-from joblet.server.logs import GapKind, LogMetrics
+from joblet.server.logs import ERR, OUT, GapKind, JobLog, LogMetrics
 from joblet.server.logs.directory import LogDirectory
+from joblet.server.logs.selection import MAX_ARRIVALS
 from joblet.server.rpc.jobs import JobService
 from joblet.server.supervisor import Supervisor
 from joblet_pb import joblet_pb2 as pb
+from tests.unit.logs.support import say
 from tests.unit.server.grpc_support import call, channel, failure, serving, stream, unary
 from tests.unit.server.pid1 import Pid1
 from tests.unit.server.support import (
@@ -43,7 +45,11 @@ DELETE_ALL = "/joblet.JobService/DeleteAllJobs"
 
 @contextlib.asynccontextmanager
 async def served(
-    base: Path, chunk_bytes: int = 1 << 20, metrics: LogMetrics | None = None
+    base: Path,
+    chunk_bytes: int = 1 << 20,
+    metrics: LogMetrics | None = None,
+    *,
+    stall_s: float = 60,
 ) -> AsyncIterator[tuple[World, Supervisor, str]]:
     async with world(base / "world") as w:
         w.init.started = Pid1.start
@@ -52,7 +58,7 @@ async def served(
             made, node_id="node-1", chunk_bytes=chunk_bytes, metrics=metrics or log_metrics()
         )
         try:
-            async with serving(jobs.unary, jobs.streams) as target:
+            async with serving(jobs.unary, jobs.streams, stall_s=stall_s) as target:
                 yield w, made, target
         finally:
             await made.close()
@@ -394,6 +400,168 @@ def test_a_server_that_stops_ends_its_streams_with_a_reason(tmp_path: Path) -> N
             assert "the server is stopping" in (caught.value.details() or "")
 
     run(main)
+
+
+# -- parts of logs -----------------------------------------------------------------------
+
+
+async def grown(log: JobLog, size: int) -> None:
+    await until(lambda: log.size >= size)
+
+
+def said(chunks: list[pb.DataChunk]) -> bytes:
+    return b"".join(chunk.payload for chunk in chunks)
+
+
+def test_a_part_of_a_log_says_where_it_begins(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (w, _, target), channel(target) as client:
+            await call(client, RUN, pb.RunJobRequest(command="true"))
+            log = await w.logs.open(job_id(1))
+            for data, name, size in (
+                (b"1\n2\n", "out", 4),
+                (b"oops\n", "err", 9),
+                (b"3\n", "out", 11),
+            ):
+                w.pid1().say(data, name)
+                await grown(log, size)
+            [begin, *chunks] = await follow(client, tail_lines=2, no_follow=True)
+            assert begin == pb.DataChunk(offset_end=4, begin=True)
+            assert said(chunks) == b"oops\n3\n"
+            assert [chunk.stream for chunk in chunks] == [2, 1]
+            [begin, *chunks] = await follow(client, tail_lines=2, stream=1, no_follow=True)
+            assert (begin.begin, begin.offset_end, said(chunks)) == (True, 2, b"2\n3\n")
+            [begin, chunk] = await follow(client, stream=2, no_follow=True)
+            assert (begin.offset_end, chunk.payload, chunk.offset_end) == (0, b"oops\n", 9)
+            # nothing of what there is, then what comes
+            following = asyncio.ensure_future(follow(client, tail_lines=0))
+            answers = stream(client, LOGS, pb.GetJobLogsRequest(uuid=job_id(1), tail_lines=0))
+            assert await answers.read() == pb.DataChunk(offset_end=11, begin=True)
+            w.pid1().say(b"4\n")
+            assert (await answers.read()).payload == b"4\n"
+            w.pid1().end(code=0)
+            assert (await answers.read()).end
+            assert (await following)[-1] == pb.DataChunk(offset_end=13, end=True)
+            # a stream that ends is complete also for who does not see its last bytes
+            assert (await follow(client, stream=2))[-1] == pb.DataChunk(offset_end=13, end=True)
+
+    run(main)
+
+
+def test_times_of_a_part(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (w, _, target), channel(target) as client:
+            await call(client, RUN, pb.RunJobRequest(command="true"))
+            w.pid1().say(b"early\n")
+            log = await w.logs.open(job_id(1))
+            await until(lambda: log.size == 6)
+            [first] = await follow(client, no_follow=True)
+            w.pid1().say(b"late\n")
+            await until(lambda: log.size == 11)
+            [begin, chunk] = await follow(client, no_follow=True, arrivals=True)
+            assert (begin.begin, chunk.payload) == (True, b"early\nlate\n")
+            assert list(chunk.arrivals.at) == [0, 6]
+            early, late = chunk.arrivals.time_us
+            assert early == first.time_us < late
+            assert said(await follow(client, no_follow=True, since_us=late)) == b"late\n"
+            # what lies before a time that is past is complete, also of a job that goes on
+            [*chunks, end] = await follow(client, until_us=late)
+            assert (said(chunks), end) == (b"early\n", pb.DataChunk(offset_end=6, end=True))
+            # and what comes before a time ends with it
+            [*chunks, end] = await follow(client, until_us=next(w.clock) + 20)
+            assert (said(chunks), end.end) == (b"early\nlate\n", True)
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "wanted", [{"since_us": -1}, {"until_us": -1}, {"tail_lines": -1}, {"stream": 3}]
+)
+def test_parts_that_no_log_has(tmp_path: Path, wanted: dict[str, Any]) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (_, _, target), channel(target) as client:
+            await call(client, RUN, pb.RunJobRequest(command="true"))
+            request = pb.GetJobLogsRequest(uuid=job_id(1), **wanted)
+            code, details = await failure(client, LOGS, request)
+            assert code is S.INVALID_ARGUMENT
+            assert details.startswith("cannot read the output of job ")
+
+    run(main)
+
+
+def test_messages_stay_below_what_clients_take(tmp_path: Path) -> None:
+    """The default limit of a receiver is 4 MiB, whatever is told beside the bytes."""
+
+    async def main() -> None:
+        async with served(tmp_path, chunk_bytes=CHUNK_MAX) as (w, _, target):
+            log = await flooded(w, 12 << 20)
+            with log.core.pinned():
+                for _ in range(MAX_ARRIVALS + 10):
+                    say(log.core, ERR, b"tiny\n")
+            await log.finish(1)
+            await log.finish(2)
+            async with channel(target) as client:  # it has the default limit
+                for arrivals, most in ((False, 0), (True, MAX_ARRIVALS)):
+                    chunks = await follow(client, 7, arrivals=arrivals)
+                    assert sum(len(chunk.payload) for chunk in chunks) == log.size
+                    assert max(chunk.ByteSize() for chunk in chunks) < 4 << 20
+                    assert max(len(chunk.arrivals.at) for chunk in chunks) == most
+
+    run(main)
+
+
+CHUNK_MAX = (4 << 20) - 65536  # the largest buffers.chunk_size
+
+
+async def flooded(w: World, size: int) -> JobLog:
+    """The log of job 7 with so many bytes, no two MiB of them the same."""
+    await w.records.put(job(7, state=JobState.COMPLETED))
+    log = await w.logs.open(job_id(7))
+    await log.expect([1, 2])
+    with log.core.pinned():
+        for number in range(size >> 20):
+            say(log.core, OUT, b"%07d\n" % number * (1 << 17))
+    return log
+
+
+# -- who does not read -------------------------------------------------------------------
+
+
+def test_a_follower_that_stalls_goes_on_later_and_no_other_notices(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="joblet.server.rpc.guard")
+
+    async def main() -> None:
+        async with served(tmp_path, stall_s=2) as (w, _, target):
+            log = await flooded(w, 32 << 20)
+            await log.finish(1)
+            await log.finish(2)
+            async with channel(target) as slow, channel(target) as quick:
+                answers = stream(slow, LOGS, pb.GetJobLogsRequest(uuid=job_id(7)))
+                chunks = [await answers.read()]
+                whole = await follow(quick, 7)
+                while not caplog.records:  # the server has had enough of the slow one
+                    assert await follow(quick, 7) == whole
+                assert sum(len(chunk.payload) for chunk in whole) == 32 << 20
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await rest(answers, chunks)
+                assert caught.value.code() is S.ABORTED
+                assert "nothing was read for 2 s" in (caught.value.details() or "")
+                position = chunks[-1].offset_end
+                assert 0 < position < 32 << 20
+                assert said(chunks) == said(whole)[:position]
+                chunks += await follow(slow, 7, from_offset=position)
+                assert said(chunks) == said(whole)
+                assert chunks[-1].end
+
+    run(main)
+
+
+async def rest(answers: Any, chunks: list[pb.DataChunk]) -> None:
+    """Reads until the end; what came before it failed counts."""
+    while chunk := await answers.read():  # what stands for the end is false
+        chunks.append(chunk)
 
 
 # -- deletion ---------------------------------------------------------------------------
