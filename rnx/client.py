@@ -10,6 +10,7 @@ The server's certificate must be for the name that is dialled (or the node's ser
 Importing this costs about 80 ms, which is why commands do it last.
 """
 
+import dataclasses
 import functools
 import os
 
@@ -24,7 +25,8 @@ from google.protobuf.message import DecodeError, Message
 
 from joblet_pb import joblet_pb2 as pb
 from rnx.config import Node
-from rnx.errors import RnxError, ServerError, Unreachable
+from rnx.errors import BrokenOff, RnxError, ServerError, Unreachable
+from rnx.selection import WHOLE, Selection
 
 # Deadlines of the published rnx, seconds; `stop` waits out the job's grace period. MANY_S is ours:
 # a server removes some hundred logs a second.
@@ -201,11 +203,12 @@ class Client:
         return self._call(method, pb.EmptyRequest(), answer, deadline_s, "ask the server")
 
     def job_logs(
-        self, uuid: str, *, from_offset: int = 0, no_follow: bool = False
+        self, uuid: str, selection: Selection = WHOLE
     ) -> Generator[pb.DataChunk, None, None]:
         """Chunks as they come; closing the generator ends the call. rnx.follow makes it survive a
         lost connection."""
-        request = pb.GetJobLogsRequest(uuid=uuid, from_offset=from_offset, no_follow=no_follow)
+        wanted = dataclasses.asdict(selection)  # a field that is None stays unset
+        request = pb.GetJobLogsRequest(uuid=uuid, **wanted)
         method = self._channel.unary_stream(
             "/joblet.JobService/GetJobLogs",
             request_serializer=pb.GetJobLogsRequest.SerializeToString,
@@ -249,6 +252,8 @@ class Client:
             reason, hint = self._trouble(details)
             self._renew()
             raise Unreachable(f"cannot reach {node}: {reason}; {hint}") from None
+        if code == "ABORTED":
+            raise BrokenOff(details) from None
         if code == "UNAVAILABLE":
             raise Unreachable(details) from None
         if code == "UNIMPLEMENTED" and not details.startswith("cannot "):

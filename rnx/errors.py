@@ -5,10 +5,11 @@
     ├── UsageError      the command line is wrong
     ├── ConfigError     no configuration, or one that cannot be used
     ├── Unreachable     no answer: not connected, connection lost, deadline passed
+    │   └── BrokenOff   the server had enough of waiting for us: go on from where it stood
     └── ServerError     the server answered with an error, in its own words
 
 A subclass stands where a caller decides by it: Unreachable is tried again while a job is followed,
-UsageError names the help to read. Exit codes are rnx.exits' business.
+BrokenOff at once, UsageError names the help to read. Exit codes are rnx.exits' business.
 """
 
 
@@ -35,6 +36,10 @@ class ConfigError(RnxError):
 
 
 class Unreachable(RnxError):
+    pass
+
+
+class BrokenOff(Unreachable):
     pass
 
 

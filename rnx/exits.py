@@ -23,6 +23,7 @@ class Exit(enum.IntEnum):
 
     OK = 0
     FAILED = 1
+    INCOMPLETE = 3
     TIMED_OUT = 124
     FAULT = 125
     INTERRUPTED = 130
@@ -37,12 +38,17 @@ class Exit(enum.IntEnum):
 MEANINGS = {
     Exit.OK: "done; with --follow or --wait: the job exited with 0",
     Exit.FAILED: "failed (with --follow or --wait only if the job exited with 1)",
+    Exit.INCOMPLETE: "rnx log --strict: bytes of the log are missing",
     Exit.TIMED_OUT: "the job reached its time-out",
     Exit.FAULT: "rnx's or the server's own fault: refused, could not begin, lost",
     Exit.INTERRUPTED: "interrupted by Ctrl-C; the job goes on",
     Exit.OUT_OF_MEMORY: "the job reached its memory limit",
     Exit.BROKEN_PIPE: "whoever read rnx's output has gone",
 }
+
+
+# What a job's end, followed or waited for, can become besides its own codes.
+OF_RUN = tuple(code for code in Exit if code > Exit.INCOMPLETE)
 
 
 def own_fault(*, following: bool) -> Exit:

@@ -3,7 +3,8 @@
 
 A server of ours says with every chunk where in the log it ends, so that after a break the stream
 goes on where it stood and no byte comes twice. A published server does not: it sends the whole
-log again, and what was seen is left out here.
+log again, and what was seen is left out here. Nor can it select a part of a log: what is not to
+be done here instead is refused.
 """
 
 import contextlib
@@ -12,11 +13,13 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from rnx.errors import Unreachable
+from rnx.errors import BrokenOff, RnxError, Unreachable
 from rnx.exits import UNENDED
+from rnx.selection import WHOLE, Selection
 
 if TYPE_CHECKING:
     from joblet_pb.joblet_pb2 import DataChunk, GetJobStatusResponse
+    from rnx.last_lines import LastLines
 
 # A restart of the server is over in seconds, an upgrade within the minute.
 GIVE_UP_AFTER_S = 60.0
@@ -31,9 +34,7 @@ LONGEST_POLL_S = 1.0
 class Jobs(Protocol):
     """What of rnx.client.Client is needed here."""
 
-    def job_logs(
-        self, uuid: str, *, from_offset: int, no_follow: bool
-    ) -> "Generator[DataChunk, None, None]": ...
+    def job_logs(self, uuid: str, selection: Selection) -> "Generator[DataChunk, None, None]": ...
 
     def job_status(self, uuid: str) -> "GetJobStatusResponse": ...
 
@@ -41,7 +42,8 @@ class Jobs(Protocol):
 @dataclasses.dataclass(frozen=True, slots=True)
 class Piece:
     """Bytes of a log, or a gap in it: then `data` is empty, `gap` says why, and `missing` how many
-    bytes (-1: not known). `end` is the log offset behind it."""
+    bytes (-1: not known). `end` is the log offset behind it. `arrivals`, if they were asked for:
+    (index, µs) of each byte that arrived later than the one before it."""
 
     data: bytes
     end: int
@@ -49,6 +51,7 @@ class Piece:
     time_us: int = 0
     gap: str = ""
     missing: int = 0
+    arrivals: tuple[tuple[int, int], ...] = ()
 
 
 class Patience:
@@ -85,71 +88,135 @@ class Patience:
 
 
 class Log:
-    """A job's log from an offset on. `position` is the offset up to which pieces were given out."""
+    """A part of a job's log. `position` is the offset up to which pieces were given out."""
 
-    def __init__(self, jobs: Jobs, uuid: str, patience: Patience, *, from_offset: int = 0) -> None:
+    def __init__(
+        self, jobs: Jobs, uuid: str, patience: Patience, selection: Selection = WHOLE
+    ) -> None:
         self._jobs = jobs
         self._uuid = uuid
         self._patience = patience
-        self.position = from_offset
-        self._numbered = False
+        self._selection = selection
+        self.position = selection.from_offset
+        self.numbered = False  # the server says of each chunk where it ends
+        self._begun = not selection.narrow  # where the part begins is known: at `position`
         self._uncounted = 0  # bytes seen in this stream of a server that does not number them
+        self._last_lines: LastLines | None = None
 
-    def pieces(self, *, no_follow: bool = False) -> Iterator[Piece]:
-        """Until the log's end, or with `no_follow` until the end of what there is now.
+    def pieces(self) -> Iterator[Piece]:
+        """Until the log's end, or the end of what was asked for.
 
-        Raises Unreachable when the server stays away, ServerError for what it refuses.
+        Raises Unreachable when the server stays away, ServerError for what it refuses, RnxError
+        for what it does not know.
         """
+        for piece in self._all():
+            if self._last_lines is None:
+                yield piece
+            else:
+                self._last_lines.take(piece)
+        if self._last_lines is not None:
+            yield from self._last_lines.pieces()
+
+    def _all(self) -> Iterator[Piece]:
         while True:
             self._uncounted = 0
             begin = self.position
-            chunks = self._jobs.job_logs(self._uuid, from_offset=begin, no_follow=no_follow)
+            wanted = self._selection.resumed(begin) if self._begun else self._selection
+            chunks = self._jobs.job_logs(self._uuid, wanted)
             try:
                 with contextlib.closing(chunks):
+                    selected = False
                     for chunk in chunks:
                         self._patience.progress()
+                        selected = selected or chunk.begin
+                        if wanted.narrow and not selected:
+                            wanted = self._unselected()
                         yield from self._cut(chunk)
                         if chunk.end:
                             return
-                if no_follow or not self._numbered or self._is_over(begin):
+                if wanted.no_follow or not self.numbered or self._is_over(begin):
                     return
                 broken = Unreachable(f"the stream of job {self._uuid} ended before its log did")
             except Unreachable as error:
                 broken = error
-            self._patience.bear(broken)
+            if not isinstance(broken, BrokenOff) or self.position == begin:
+                self._patience.bear(broken)
 
     def _is_over(self, begin: int) -> bool:
         """For a stream that ended in order, without the word that the log has: over is a job that
         has ended, and whose log gave nothing new when asked once more."""
-        return self.position == begin and self._jobs.job_status(self._uuid).status not in UNENDED
+        return self.position == begin and self._has_ended()
+
+    def _has_ended(self) -> bool:
+        return self._jobs.job_status(self._uuid).status not in UNENDED
+
+    def _unselected(self) -> Selection:
+        """For a server that sends the whole log: what is asked of it instead. Raises RnxError."""
+        wanted = self._selection
+        if options := wanted.unknown_to_others:
+            raise RnxError(
+                f"cannot read the log of job {self._uuid} with {', '.join(options)}: the server "
+                "does not know how; leave it out"
+            )
+        if not self._has_ended():
+            raise RnxError(
+                f"cannot read the log of job {self._uuid} with --tail: the server does not know "
+                "how, and the job has not ended; leave it out, or wait for the job's end"
+            )
+        from rnx.last_lines import LastLines
+
+        self._last_lines = LastLines(wanted.tail_lines or 0)
+        self._selection = wanted.resumed(wanted.from_offset)
+        self._begun = True
+        return self._selection
 
     def _cut(self, chunk: "DataChunk") -> Iterator[Piece]:
         """The chunk's part that was not given out yet, after a gap if there is one before it."""
         data = chunk.payload
+        if chunk.begin:
+            self.numbered = self._begun = True
+            self.position = max(self.position, chunk.offset_end)
+            return
         if chunk.offset_end:
-            self._numbered = True
+            self.numbered = True
             end = chunk.offset_end
         elif data:
+            self._check_unnumbered()
             self._uncounted += len(data)
             end = self._uncounted
         else:
             return  # a sign of life, or the end
         if end <= self.position:
             return
+        begin = end - len(data)
         if chunk.HasField("gap"):
             gap = chunk.gap
             self.position = end
             yield Piece(b"", end, chunk.stream, chunk.time_us, gap.kind or "unknown", gap.bytes)
             return
-        if not data:
-            return
-        begin = end - len(data)
-        if begin > self.position:
+        # Where one stream was asked for, what lies between is the other's.
+        if begin > self.position and not self._selection.stream:
             yield Piece(b"", begin, gap="unknown", missing=begin - self.position)
-            self.position = begin
-        new = data[self.position - begin :]
+        seen = max(0, self.position - begin)
         self.position = end
-        yield Piece(new, end, chunk.stream, chunk.time_us)
+        if new := data[seen:]:
+            arrivals = _arrivals(chunk, seen)
+            yield Piece(new, end, chunk.stream, chunk.time_us, arrivals=arrivals)
+
+    def _check_unnumbered(self) -> None:
+        """Raises RnxError for a server that will go on with the job whatever it was asked."""
+        if self._selection.no_follow and not self._uncounted and not self._has_ended():
+            raise RnxError(
+                f"cannot read the log of job {self._uuid} with --no-follow: the server does not "
+                "know how, and the job has not ended; leave it out"
+            )
+
+
+def _arrivals(chunk: "DataChunk", begin: int) -> tuple[tuple[int, int], ...]:
+    """When the chunk's bytes from index `begin` on arrived, as far as it says."""
+    told = list(zip(chunk.arrivals.at, chunk.arrivals.time_us, strict=False))
+    first = [(0, time_us) for at, time_us in told if at <= begin][-1:]
+    return (*first, *((at - begin, time_us) for at, time_us in told if at > begin))
 
 
 def wait_for_end(jobs: Jobs, uuid: str, patience: Patience) -> "GetJobStatusResponse":

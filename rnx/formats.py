@@ -46,6 +46,12 @@ def rfc3339(seconds: float) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
+def rfc3339_us(us: int) -> str:
+    """Microseconds since the epoch as UTC, to the microsecond."""
+    moment = EPOCH + datetime.timedelta(microseconds=us)
+    return f"{moment:%Y-%m-%dT%H:%M:%S.%fZ}"
+
+
 def span(seconds: float) -> str:
     """How long, in the published form: "1.5s", "2.5m", "3h20m", "4d2h"."""
     if seconds < 60:

@@ -42,7 +42,7 @@ from joblet.systemd.journal import FIELDS
 from rnx import __version__
 from rnx.cli import JOB_COMMANDS, root
 from rnx.config import VARIABLES, candidates
-from rnx.exits import Exit
+from rnx.exits import OF_RUN, Exit
 from rnx.run_args import FLAGS
 
 TREE: Final = Path(__file__).resolve().parents[1]
@@ -172,8 +172,8 @@ def rnx_exits() -> Lines:
         ("n", "with --follow or --wait: the job exited with n"),
         ("128+n", "with --follow or --wait: signal n ended the job"),
     ]
-    rows[0:0] = [(str(int(code)), code.meaning) for code in (Exit.OK, Exit.FAILED)]
-    rows += [(str(int(code)), code.meaning) for code in Exit if code > 1]
+    rows[0:0] = [(str(int(code)), code.meaning) for code in (Exit.OK, Exit.FAILED, Exit.INCOMPLETE)]
+    rows += [(str(int(code)), code.meaning) for code in OF_RUN]
     for code, text in rows:
         yield from item(bold(code), f"{text}.")
 

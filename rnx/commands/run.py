@@ -59,7 +59,7 @@ class RunCommand(click.Command):
             formatter.write_dl(rows)
         with formatter.section("Exit codes with --follow or --wait"):
             of_jobs = [("n", "the job exited with n"), ("128+n", "signal n ended it")]
-            formatter.write_dl(of_jobs + [(f"{code:d}", code.meaning) for code in Exit if code > 1])
+            formatter.write_dl(of_jobs + [(f"{code:d}", code.meaning) for code in exits.OF_RUN])
 
 
 @click.pass_context

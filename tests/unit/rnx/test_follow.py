@@ -2,14 +2,17 @@
 """Following a log over any number of breaks: every byte once, in order, and loss is told."""
 
 from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from joblet_pb import joblet_pb2 as pb
-from rnx.errors import ServerError, Unreachable
+from rnx.errors import BrokenOff, RnxError, ServerError, Unreachable
 from rnx.follow import GIVE_UP_AFTER_S, LONGEST_PAUSE_S, Log, Patience, Piece, wait_for_end
+from rnx.last_lines import LastLines
+from rnx.selection import Selection
 
 Play = Callable[[int], Iterator[pb.DataChunk]]  # the offset asked for -> chunks, or an error
 
@@ -34,26 +37,28 @@ class Jobs:
 
     def __init__(self, *plays: Play, running: int = 0) -> None:
         self.plays = list(plays)
-        self.asked: list[int] = []
+        self.wanted: list[Selection] = []
         self.running = running
 
-    def job_logs(
-        self, uuid: str, *, from_offset: int, no_follow: bool
-    ) -> Generator[pb.DataChunk, None, None]:
-        self.asked.append(from_offset)
+    @property
+    def asked(self) -> list[int]:
+        return [selection.from_offset for selection in self.wanted]
+
+    def job_logs(self, uuid: str, selection: Selection) -> Generator[pb.DataChunk, None, None]:
+        self.wanted.append(selection)
         play = self.plays.pop(0) if len(self.plays) > 1 else self.plays[0]
-        yield from play(from_offset)
+        yield from play(selection.from_offset)
 
     def job_status(self, uuid: str) -> pb.GetJobStatusResponse:
         self.running -= 1
         return pb.GetJobStatusResponse(status="RUNNING" if self.running >= 0 else "COMPLETED")
 
 
-def follow(jobs: Jobs, *, from_offset: int = 0, no_follow: bool = False) -> tuple[list[Piece], Log]:
+def follow(jobs: Jobs, **wanted: Any) -> tuple[list[Piece], Log]:
     clock = Clock()
     patience = Patience(lambda _: None, monotonic=clock.monotonic, sleep=clock.sleep)
-    log = Log(jobs, "j", patience, from_offset=from_offset)
-    return list(log.pieces(no_follow=no_follow)), log
+    log = Log(jobs, "j", patience, Selection(**wanted))
+    return list(log.pieces()), log
 
 
 def numbered(data: bytes, size: int, *, first: int = 0, end: bool = True) -> Play:
@@ -186,6 +191,153 @@ def test_a_refusal_is_not_tried_again() -> None:
     with pytest.raises(ServerError):
         follow(jobs)
     assert len(jobs.asked) == 1
+
+
+def test_a_server_that_had_enough_of_waiting_is_asked_again_at_once() -> None:
+    """And nothing is said: nobody is interested in how rnx's reader was waited for."""
+
+    def play(asked: int) -> Iterator[pb.DataChunk]:
+        yield pb.DataChunk(payload=b"x", offset_end=asked + 1)
+        raise BrokenOff("cannot go on: nothing was read for 60 s")
+
+    def over(asked: int) -> Iterator[pb.DataChunk]:
+        yield pb.DataChunk(offset_end=asked, end=True)
+
+    clock, said = Clock(), list[str]()
+    patience = Patience(said.append, monotonic=clock.monotonic, sleep=clock.sleep)
+    jobs = Jobs(play, play, play, over)
+    pieces = list(Log(jobs, "j", patience).pieces())
+    assert b"".join(piece.data for piece in pieces) == b"xxx"
+    assert (jobs.asked, clock.sleeps, said) == ([0, 1, 2, 3], [], [])
+
+
+def test_a_server_that_breaks_off_whoever_asks_is_no_loop() -> None:
+    def play(_: int) -> Iterator[pb.DataChunk]:
+        yield from ()
+        raise BrokenOff("cannot go on")
+
+    with pytest.raises(BrokenOff):
+        follow(Jobs(play))
+
+
+# ------------------------------------------------------------------------------ parts of a log
+
+
+def chunks(*made: pb.DataChunk) -> Play:
+    return lambda _: iter(made)
+
+
+BEGIN = pb.DataChunk(offset_end=5, begin=True)
+
+
+def test_where_a_part_begins_is_decided_once() -> None:
+    """Also if the connection breaks before the first byte."""
+    first = breaking(chunks(BEGIN), 1)
+    second = breaking(chunks(BEGIN, pb.DataChunk(payload=b"abc", offset_end=8)), 2)
+    last = chunks(
+        pb.DataChunk(offset_end=8, begin=True),
+        pb.DataChunk(payload=b"d", offset_end=9),
+        pb.DataChunk(offset_end=9, end=True),
+    )
+    kept: dict[str, Any] = {"until_us": 9, "stream": 1, "arrivals": True}
+    wanted = {**kept, "since_us": 3, "tail_lines": 2}
+    jobs = Jobs(first, second, last)
+    pieces, log = follow(jobs, **wanted)
+    assert b"".join(piece.data for piece in pieces) == b"abcd"
+    assert jobs.wanted == [
+        Selection(**wanted),
+        Selection(**kept, from_offset=5),
+        Selection(**kept, from_offset=8),
+    ]
+    assert log.position == 9
+
+
+def test_a_part_may_begin_at_the_first_byte() -> None:
+    jobs = Jobs(breaking(chunks(pb.DataChunk(begin=True)), 1), numbered(b"0123", 2))
+    pieces, _ = follow(jobs, tail_lines=0)
+    assert b"".join(piece.data for piece in pieces) == b"0123"
+    assert jobs.wanted[1] == Selection()
+
+
+def test_what_was_left_out_is_no_gap() -> None:
+    jobs = Jobs(
+        breaking(
+            chunks(
+                pb.DataChunk(begin=True),
+                pb.DataChunk(payload=b"a", offset_end=4, stream=2),
+                pb.DataChunk(offset_end=60),  # where it stands, and nothing to show
+            ),
+            3,
+        ),
+        chunks(
+            pb.DataChunk(offset_end=60, begin=True),
+            pb.DataChunk(payload=b"b", offset_end=70, stream=2),
+            pb.DataChunk(offset_end=90, gap=pb.Gap(kind="lost", bytes=9)),
+            pb.DataChunk(offset_end=90, end=True),
+        ),
+    )
+    pieces, log = follow(jobs, stream=2)
+    assert [(piece.data, piece.gap) for piece in pieces] == [(b"a", ""), (b"b", ""), (b"", "lost")]
+    assert (jobs.asked, log.position) == ([0, 60], 90)
+
+
+def test_arrivals_are_cut_as_their_bytes() -> None:
+    told = pb.Arrivals(at=[0, 2, 4], time_us=[10, 20, 30])
+    whole = pb.DataChunk(payload=b"abcdef", offset_end=6, arrivals=told)
+    end = pb.DataChunk(offset_end=6, end=True)
+    begin = pb.DataChunk(begin=True)
+    for seen, expected in (
+        (0, ((0, 10), (2, 20), (4, 30))),
+        (1, ((0, 10), (1, 20), (3, 30))),
+        (2, ((0, 20), (2, 30))),
+        (5, ((0, 30),)),
+    ):
+        pieces, _ = follow(Jobs(chunks(begin, whole, end)), arrivals=True, from_offset=seen)
+        [piece] = pieces
+        assert (piece.data, piece.arrivals) == (b"abcdef"[seen:], expected)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 9])
+@pytest.mark.parametrize("data", [b"1\n2\n3\n", b"1\n2\n3", b"\n\n", b"", b"x"])
+def test_the_last_lines_of_a_server_that_knows_no_lines(data: bytes, count: int) -> None:
+    """They are kept here, over a break too."""
+    expected = b"".join(data.splitlines(keepends=True)[-count:]) if count else b""
+    for size in (1, 2, 100):
+        play = unnumbered(data, size)
+        pieces, _ = follow(Jobs(breaking(play, 2), play), tail_lines=count)
+        assert b"".join(piece.data for piece in pieces) == expected
+
+
+def test_what_such_a_server_cannot_do_is_said() -> None:
+    alive = chunks(pb.DataChunk())  # a sign of life is all there is of a quiet job
+    for wanted, word in (
+        ({"since_us": 1}, "--since"),
+        ({"until_us": 1}, "--until"),
+        ({"stream": 1}, "--stdout"),
+        ({"stream": 2, "tail_lines": 1}, "--stderr"),
+        ({"arrivals": True}, "--timestamps"),
+    ):
+        with pytest.raises(RnxError, match=f"with {word}: the server does not know how"):
+            follow(Jobs(alive), **wanted)
+    with pytest.raises(RnxError, match=r"--tail.*the job has not ended"):
+        follow(Jobs(alive, running=1), tail_lines=1)
+    with pytest.raises(RnxError, match=r"--no-follow.*the job has not ended"):
+        follow(Jobs(unnumbered(b"ab", 1), running=1), no_follow=True)
+    pieces, _ = follow(Jobs(unnumbered(b"ab", 1)), no_follow=True)
+    assert b"".join(piece.data for piece in pieces) == b"ab"
+
+
+def test_lines_that_are_too_much_to_hold() -> None:
+    kept = LastLines(2, most_bytes=10)
+    for at in range(20):
+        kept.take(Piece(b"%d\n" % at, at))
+    assert b"".join(piece.data for piece in kept.pieces()) == b"18\n19\n"
+    kept = LastLines(2, most_bytes=10)
+    with pytest.raises(RnxError, match="the last 2 lines"):
+        kept.take(Piece(b"x" * 11, 99))
+
+
+# ------------------------------------------------------------------------------------ patience
 
 
 def test_a_server_that_stays_away_is_given_up() -> None:

@@ -97,7 +97,7 @@ def test_help_of_run_has_every_flag_and_every_exit_code(rnx: Rnx) -> None:
         assert flag.name in text
         assert flag.help.split()[0] in text
     for code in Exit:
-        assert code in (Exit.OK, Exit.FAILED) or f"  {int(code)} " in text
+        assert code in (Exit.OK, Exit.FAILED, Exit.INCOMPLETE) or f"  {int(code)} " in text
 
 
 @pytest.mark.parametrize("words", [(), ("job",), ("runtime",), ("monitor",)])
