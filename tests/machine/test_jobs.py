@@ -123,6 +123,51 @@ def test_followers_see_the_same_bytes_whenever_they_join(rnx: Rnx, machine: Nspa
     assert rnx.log(job) == expected
 
 
+def test_parts_of_a_log(rnx: Rnx, machine: Nspawn) -> None:
+    script = "echo one; echo oops >&2; echo two; sleep 1; echo three; sleep 300"
+    job = rnx.start("sh", "-c", script)
+    eventually(lambda: b"three\n" in rnx.log(job, "--no-follow"), what="the third line")
+    out, err = b"one\ntwo\nthree\n", b"oops\n"
+    assert rnx.log(job, "--no-follow", "--stdout") == out
+    assert rnx.log(job, "--no-follow", "--stderr", "--strict") == err
+    assert rnx.log(job, "--no-follow", "--tail", "1") == b"three\n"
+    assert rnx.log(job, "--no-follow", "--stdout", "-n", "2") == b"two\nthree\n"
+    assert sorted(rnx.log(job, "--no-follow", "--since", "1h").split()) == sorted(
+        (out + err).split()
+    )
+    assert rnx.log(job, "--until", "1h") == b""  # complete, though the job goes on
+    stamped = rnx.log(job, "--no-follow", "--stdout", "-t").splitlines()
+    assert [line.split(b" ")[1] for line in stamped] == out.split()
+    first, *_, last = (line.split(b" ")[0].decode() for line in stamped)
+    assert first < last
+    # the time that a line bears is one to begin at, and to end at
+    assert rnx.log(job, "--no-follow", "--since", last) == b"three\n"
+    assert rnx.log(job, "--stdout", "--until", last) == b"one\ntwo\n"
+    rnx("stop", job).check()
+    assert rnx.log(job, "--stderr") == err
+
+
+def test_a_part_is_followed_over_a_restart_of_the_server(fresh_machine: Nspawn) -> None:
+    """Where it begins stays where it was: not one line twice, none missing."""
+    rnx = Rnx(fresh_machine)
+    count = "i=0; while test $i -lt 300; do i=$((i+1)); echo $i; echo no >&2; sleep 0.02; done"
+    job = rnx.start("sh", "-c", f"echo old; {count}")
+    words = ["rnx", "log", "--stdout", "-n", "1", "-t", "--strict", job]
+    eventually(lambda: b"\n20\n" in rnx.log(job, "--no-follow"), what="some lines")
+    follower = fresh_machine.spawn(words)
+    follower.wait_for(b" 100\n")
+    fresh_machine.run(["systemctl", "restart", "joblet.service"]).check()
+    follower.wait_for(b" 200\n")
+    fresh_machine.run(["systemctl", "kill", "-s", "KILL", "joblet.service"]).check()
+    shown = follower.wait(60)
+    assert shown.code == 0
+    lines = [line.split(b" ")[1] for line in shown.stdout.splitlines()]
+    first = int(lines[0])
+    assert 1 <= first <= 100
+    assert lines == [b"%d" % number for number in range(first, 301)]
+    assert shown.errors.count("trying again") >= 1
+
+
 def test_a_stranger_with_the_stdout_does_not_keep_a_job(rnx: Rnx, machine: Nspawn) -> None:
     """The job hands its stdout over an abstract socket to a process outside, which keeps it
     open."""
