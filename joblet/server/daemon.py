@@ -264,7 +264,11 @@ async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         await asyncio.wait([task], timeout=STOP_S)
 
 
-async def _bounded(what: str, step: Callable[[], Awaitable[None]], seconds: float = STOP_S) -> None:
+async def _bounded(
+    what: str, step: Callable[[], Awaitable[None]], seconds: float | None = None
+) -> None:
+    """seconds: STOP_S unless a step needs longer."""
+    seconds = STOP_S if seconds is None else seconds
     try:
         async with asyncio.timeout(seconds):
             await step()
