@@ -28,7 +28,7 @@ help:
 	@echo 'make check             linters, types and unit tests'
 	@echo 'make machine           a shell in a booted machine with this tree in it (SUITE=trixie)'
 	@echo 'make test-machine      the machine tests (K=word picks some)'
-	@echo 'make bench             measurements, with peers beside us'
+	@echo 'make bench             measurements, with peers beside us (ONLY=logs, ONLY=output,launch)'
 	@echo 'make man               the man pages, in build/man'
 	@echo 'make wheel             rnx for every system that has Python: dist/*.whl'
 	@echo 'make deb               the Debian packages, built in a clean root (SUITE=trixie)'
@@ -64,7 +64,7 @@ test-machine: stubs
 
 bench: stubs
 	@tools/host-setup.sh test
-	@$(PYTHON) -m tests.bench
+	@$(PYTHON) -m tests.bench $(if $(ONLY),--only $(ONLY))
 
 # -- packaging it --------------------------------------------------------------------------------
 

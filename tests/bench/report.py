@@ -22,10 +22,16 @@ def _line(row: Mapping[str, Any], ours: float | None) -> str:
     name = f"  {row['name']:{NAME_WIDTH - 2}}"
     if "error" in row:
         return f"{name} not measured: {' '.join(str(row['error']).split())}"
-    figures = " ".join(f"{_short(row[key]):>8}" for key in ("median", "p10", "p90"))
-    ratio = f"{ours / row['median']:10.2f}" if ours and not row["ours"] else ""
-    return f"{name} {figures} {row['n']:5}{ratio}".rstrip()
+    figures = " ".join(f"{short(row[key]):>8}" for key in ("median", "p10", "p90"))
+    ratio = f"{ours / row['median']:10.2f}" if ours and row["median"] and not row["ours"] else ""
+    note = f"{'':{10 - len(ratio)}}  {row['note']}" if row.get("note") else ""
+    return f"{name} {figures} {row['n']:5}{ratio}{note}".rstrip()
 
 
-def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}"
+def short(value: float) -> str:
+    """Three digits or so."""
+    if value >= 1000:
+        return f"{value:.0f}"
+    if value >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"

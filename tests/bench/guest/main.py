@@ -10,17 +10,19 @@ import gc
 import json
 import os
 import platform
+import resource
 import sys
 from importlib import metadata
 from typing import Any
 
 from rnx.errors import RnxError
-from tests.bench.guest import podman, stamp
+from tests.bench.guest import load, podman, stamp
 from tests.bench.guest.errors import Broken
 from tests.bench.guest.measure import CGROUPS
-from tests.bench.guest.parts import PARTS, Setting
+from tests.bench.guest.parts import PARTS
 from tests.bench.guest.peers import SERVICE, Joblet
 from tests.bench.guest.podman import Podman
+from tests.bench.guest.setting import Setting
 
 
 def main() -> int:
@@ -37,6 +39,7 @@ def main() -> int:
 def prepare(options: dict[str, Any]) -> dict[str, Any]:
     """Raises Broken when Joblet itself does not run a job."""
     stamp.install()
+    load.install()
     stamp.read(Joblet().run(stamp.PATH.name).output)
     stamp.read(SERVICE.run(stamp.PATH.name).output)
     found: Podman | None = None
@@ -61,7 +64,11 @@ def prepare(options: dict[str, Any]) -> dict[str, Any]:
 def measure(part: str, options: dict[str, Any]) -> dict[str, Any]:
     given = options["podman"]
     found = None if given is None else Podman(**{**given, "options": tuple(given["options"])})
-    setting = Setting(options["runs"], found, options["podman_is"])
+    setting = Setting(
+        options["runs"], options["rounds"], options["megabytes"], found, options["podman_is"]
+    )
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a pipe for each of many producers
     gc.collect()
     gc.freeze()
     return {"tables": PARTS[part](setting)}

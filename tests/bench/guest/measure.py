@@ -2,7 +2,7 @@
 """Figures out of runs: peers take turns, so that whatever disturbs the machine disturbs them all.
 
 A table is {"title", "rows", "note"}; a row is {"name", "unit", "ours", "n", "median", "p10",
-"p90"}, or {"name", "error"} where there is no figure.
+"p90", "note"}, or {"name", "error"} where there is no figure.
 """
 
 import contextlib
@@ -34,7 +34,9 @@ SETTLE_S: Final = 0.3
 """After many jobs: what their ends still cost belongs to them, not to the next."""
 
 
-def row(name: str, values: Sequence[float], *, unit: str = "ms", ours: bool = False) -> Row:
+def row(
+    name: str, values: Sequence[float], *, unit: str = "ms", ours: bool = False, note: str = ""
+) -> Row:
     deciles = statistics.quantiles(values, n=10, method="inclusive") if len(values) > 1 else values
     return {
         "name": name,
@@ -44,11 +46,13 @@ def row(name: str, values: Sequence[float], *, unit: str = "ms", ours: bool = Fa
         "median": statistics.median(values),
         "p10": deciles[0],
         "p90": deciles[-1],
+        "note": note,
     }
 
 
-def broken(name: str, error: str) -> Row:
-    return {"name": name, "error": error}
+def broken(name: str, error: str, *, known: bool = False) -> Row:
+    """`known`: it was not tried, and that is no failure."""
+    return {"name": name, "error": error, "known": known}
 
 
 def in_turn(
@@ -94,19 +98,19 @@ def together(work: Callable[[], object], count: int, threads: int) -> Together:
 
     Raises what a call raises, when all have ended.
     """
-    before = _cpu_us()
+    before = cpu_us()
     begin = time.monotonic()
     with ThreadPoolExecutor(threads) as pool:
         for future in [pool.submit(work) for _ in range(count)]:
             future.result()
     took = time.monotonic() - begin
     time.sleep(SETTLE_S)
-    after = _cpu_us()
+    after = cpu_us()
     spent = {place: (after[place] - before.get(place, 0)) / 1000 / count for place in after}
     return Together(count / took, spent)
 
 
-def _cpu_us() -> dict[str, int]:
+def cpu_us() -> dict[str, int]:
     """CPU time so far of each place that is there, µs (cgroup-v2: cpu.stat, of each cgroup)."""
     found = {}
     for place, path in {**PLACES, "client": _own_cgroup()}.items():

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The parts of the bench: each gives its tables, in the order in which they are read."""
 
-import dataclasses
 import functools
-import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +10,10 @@ from typing import Final
 
 from tests.bench.guest import stamp
 from tests.bench.guest.errors import Broken
-from tests.bench.guest.measure import Row, Table, Together, broken, in_turn, row, together
-from tests.bench.guest.peers import RNX, SCOPE, SERVICE, Joblet, Peer, Process
-from tests.bench.guest.podman import Podman
+from tests.bench.guest.measure import Table, Together, broken, in_turn, row, together
+from tests.bench.guest.output import output
+from tests.bench.guest.peers import RNX, SCOPE, SERVICE, Joblet, Peer, said
+from tests.bench.guest.setting import Setting
 
 AT_A_TIME: Final = 16
 BLOCKS: Final = 3
@@ -26,26 +25,6 @@ RECORDS: Final = 1000
 LISTINGS: Final = 11
 GAP_S: Final = 0.1
 OURS: Final = "joblet"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Setting:
-    """What every part is given. `no_podman`: why there is none to compare with."""
-
-    runs: int
-    podman: Podman | None
-    no_podman: str
-
-    def scaled(self, count: int) -> int:
-        """`count` at the usual 60 runs, fewer for a machine that is emulated."""
-        return max(3, count * self.runs // 60)
-
-    def peers(self, *others: Process) -> list[Peer]:
-        return [Joblet(), *others, *([self.podman.peer] if self.podman else [])]
-
-    def rows(self, made: list[Row]) -> list[Row]:
-        """With the word that podman is missing, where it would stand."""
-        return made if self.podman else [*made, broken("podman run --rm", self.no_podman)]
 
 
 def launch(setting: Setting) -> list[Table]:
@@ -142,10 +121,10 @@ def memory(setting: Setting) -> list[Table]:
         command = setting.podman.command
         try:
             sleep = [*setting.podman.run("--detach"), "sleep", "600"]
-            ids = [_output(sleep).strip() for _ in range(CONTAINERS)]
-            pids = _output([*command, "inspect", "--format={{.State.ConmonPid}}", *ids]).split()
+            ids = [said(sleep).strip() for _ in range(CONTAINERS)]
+            pids = said([*command, "inspect", "--format={{.State.ConmonPid}}", *ids]).split()
             sizes = [_memory_kib(int(pid)) for pid in pids]
-            _output([*command, "rm", "--force", "--time=0", *ids])
+            said([*command, "rm", "--force", "--time=0", *ids])
             private.append(row("podman: conmon", [a for a, _ in sizes], unit="KiB"))
             resident.append(row("podman: conmon", [b for _, b in sizes], unit="KiB"))
         except Broken as error:
@@ -172,7 +151,7 @@ def listing(setting: Setting) -> list[Table]:
     def timed(argv: list[str]) -> Callable[[], float]:
         def once() -> float:
             begin = time.monotonic()
-            _output(argv)
+            said(argv)
             return (time.monotonic() - begin) * 1000
 
         return once
@@ -187,6 +166,7 @@ PARTS: Final[dict[str, Callable[[Setting], list[Table]]]] = {
     "rate": rate,
     "memory": memory,
     "list": listing,
+    "output": output,
 }
 
 
@@ -207,11 +187,3 @@ def _memory_kib(pid: int) -> tuple[int, int]:
         raise Broken(f"process {pid}: {error.strerror}") from None
     sizes = {line.split(":")[0]: int(line.split()[1]) for line in text.splitlines()[1:]}
     return sizes["Private_Clean"] + sizes["Private_Dirty"], sizes["Rss"]
-
-
-def _output(argv: list[str]) -> str:
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip()[-300:]
-        raise Broken(f"{argv[0]} exited with {done.returncode}: {said}")
-    return done.stdout.decode(errors="replace")

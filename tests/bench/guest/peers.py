@@ -103,6 +103,15 @@ class Process:
         return Run(begin, end, output)
 
 
+def said(argv: list[str]) -> str:
+    """What a command prints. Raises Broken if it fails."""
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode != 0:
+        words = done.stderr.decode(errors="replace").strip()[-300:]
+        raise Broken(f"{argv[0]} exited with {done.returncode}: {words}")
+    return done.stdout.decode(errors="replace")
+
+
 SCOPE = Process("systemd-run --scope", "systemd-run", "--quiet", "--scope", "--")
 SERVICE = Process(
     "systemd-run --wait --pipe",

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from tests.bench.guest import elf
 from tests.bench.guest.errors import Broken
 
 PATH: Final = Path("/usr/local/bin/joblet-bench-stamp")
@@ -35,22 +36,12 @@ CODE: Final = bytes.fromhex(
 )
 DATE: Final = b"#!/bin/sh\nexec date +%s%N\n"
 
-LOAD_ADDRESS: Final = 0x400000
-HEADERS_SIZE: Final = 64 + 56  # of the file, of its one segment (elf(5))
-
 
 def program(machine: str) -> bytes:
     """The executable for a processor as uname(2) calls it."""
-    if machine != "x86_64":
+    if machine != elf.MACHINE:
         return DATE
-    size = HEADERS_SIZE + len(CODE)
-    entry = LOAD_ADDRESS + HEADERS_SIZE
-    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    # ET_EXEC, EM_X86_64; program headers behind this one; no sections
-    header = struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, entry, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    # PT_LOAD, readable and executable, the whole file
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, LOAD_ADDRESS, LOAD_ADDRESS, size, size, 4096)
-    return ident + header + segment + CODE
+    return elf.executable(CODE)
 
 
 def install() -> None:

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: MIT
+"""The part that measures how fast output is kept: many jobs, lines of 100 bytes, full speed."""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from tests.bench.guest.burst import Burst, Keeper, burst
+from tests.bench.guest.errors import Broken
+from tests.bench.guest.keepers import (
+    CatKeeper,
+    CatNull,
+    JobletKeeper,
+    JournalKeeper,
+    PodmanKeeper,
+)
+from tests.bench.guest.load import LINE_BYTES, loads
+from tests.bench.guest.measure import Row, Table, broken, row
+from tests.bench.guest.peers import Joblet
+from tests.bench.guest.server import Watch, rss_anon_mib
+from tests.bench.guest.setting import Setting
+
+COUNTS: Final = (1, 200, 1000)
+JOURNAL_SHARE: Final = 0.01
+"""journald takes a hundredth of what the others do, and keeps it for the whole machine."""
+PODMAN_SHARE: Final = 0.2
+PODMAN_MOST: Final = 200
+"""More containers than these take minutes to start."""
+UNIT: Final = "GB/s"
+
+
+def output(setting: Setting) -> list[Table]:
+    """Every byte into files, beside who else does that."""
+    tables = []
+    for count in COUNTS:
+        tables += _output(setting, count)
+    return tables
+
+
+def _output(setting: Setting, count: int) -> list[Table]:
+    joblet = Joblet()
+    memory: list[tuple[float, Watch]] = []
+    ways: dict[str, tuple[Callable[[], Keeper], float, int]] = {
+        "joblet": (lambda: JobletKeeper(joblet), 1.0, setting.rounds),
+        CatKeeper.name: (CatKeeper, 1.0, setting.rounds),
+        CatNull.name: (CatNull, 1.0, setting.rounds),
+        JournalKeeper.name: (JournalKeeper, JOURNAL_SHARE, 1 if count > 1 else setting.rounds),
+    }
+    left_out: list[Row] = []
+    if setting.podman is None:
+        left_out.append(broken(PodmanKeeper.name, setting.no_podman))
+    elif count > PODMAN_MOST:
+        why = f"{count} containers take minutes to start"
+        left_out.append(broken(PodmanKeeper.name, why, known=True))
+    else:
+        podman = setting.podman
+        rounds = 1 if count > 1 else setting.rounds
+        ways[PodmanKeeper.name] = (lambda: PodmanKeeper(podman), PODMAN_SHARE, rounds)
+    results: dict[str, list[Burst]] = {}
+    errors: dict[str, str] = {}
+    for number in range(setting.rounds):
+        names = list(ways)
+        for name in [*names[number % len(names) :], *names[: number % len(names)]]:
+            make, share, rounds = ways[name]
+            if name in errors or number >= rounds:
+                continue
+            work = loads(count, setting.total(share))
+            try:
+                if name == "joblet":
+                    before = rss_anon_mib()
+                    with Watch() as watch:
+                        done = burst(make(), work)
+                    memory.append((before, watch))
+                else:
+                    done = burst(make(), work)
+            except Broken as error:
+                errors[name] = str(error)
+                results.pop(name, None)
+                continue
+            results.setdefault(name, []).append(done)
+    left_out += [broken(name, error) for name, error in errors.items()]
+    return [*_tables(count, results, left_out), *_memory(count, memory)]
+
+
+def _tables(count: int, results: Mapping[str, list[Burst]], left_out: list[Row]) -> list[Table]:
+    jobs = f"{count} job{'s' if count > 1 else ''}"
+    rows: list[Row] = []
+    ended: list[Row] = []
+    for name, runs in results.items():
+        ours = name == "joblet"
+        note = f"{runs[0].total / 1e6:.0f} MB" + (f", {runs[-1].note}" if runs[-1].note else "")
+        rows.append(row(name, [run.kept_rate for run in runs], unit=UNIT, ours=ours, note=note))
+        if ours:
+            rates = [run.ended_rate for run in runs]
+            ended.append(row("joblet: the jobs' end included", rates, unit=UNIT, ours=True))
+    rows += [*ended, *left_out]
+    title = f"{jobs} printing lines of {LINE_BYTES} bytes at full speed, until all is in files"
+    tables: list[Table] = [{"title": title, "rows": rows}]
+    if ours_runs := results.get("joblet"):
+        tables.append({"title": f"{jobs}: CPU where, for each GB", "rows": _cpu(ours_runs)})
+    return tables
+
+
+def _cpu(runs: list[Burst]) -> list[Row]:
+    """A job's cgroup holds its producer, which says itself what it used, and its PID 1."""
+    spent: dict[str, list[float]] = {}
+    for run in runs:
+        cpu: dict[str, float] = dict(run.cpu_us)
+        jobs = cpu.pop("PID 1 in its scope, the command", 0.0)
+        cpu["PID 1s"] = max(0.0, jobs - run.producers_us)
+        cpu["the commands"] = run.producers_us
+        for place, us in cpu.items():
+            spent.setdefault(place, []).append(us / 1e6 / (run.total / 1e9))
+    return [row(place, values, unit="s/GB", ours=True) for place, values in spent.items()]
+
+
+def _memory(count: int, memory: list[tuple[float, Watch]]) -> list[Table]:
+    if not memory:
+        return []
+    rows = [
+        row(name, values, unit="MiB", ours=True)
+        for name, values in (
+            ("before", [before for before, _ in memory]),
+            ("most", [watch.most for _, watch in memory]),
+            ("after", [watch.end for _, watch in memory]),
+        )
+    ]
+    return [{"title": f"the server's RssAnon with {count} jobs", "rows": rows}]
