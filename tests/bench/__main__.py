@@ -44,7 +44,7 @@ MEGABYTES_VM = 50
 
 GROUPS = {
     "jobs": ("launch", "whole", "rate", "memory", "list"),
-    "logs": ("output",),
+    "logs": ("output", "writes", "followers", "screen", "storm"),
 }
 
 LOGS = "/var/lib/joblet/logs"

@@ -79,9 +79,14 @@ class Burst:
 
 
 def burst(
-    keeper: Keeper, loads: Sequence[Load], *, waiting: Callable[[], None] = lambda: None
+    keeper: Keeper,
+    loads: Sequence[Load],
+    *,
+    waiting: Callable[[], object] = lambda: None,
+    during: contextlib.AbstractContextManager[object] | None = None,
 ) -> Burst:
-    """`waiting` is called when all stand at the gate. Raises Broken."""
+    """`waiting` is called when all stand at the gate; `during` is entered then, and left when all
+    is kept. Raises Broken."""
     os.sync()  # nobody pays for the last one's pages
     try:
         with _gate() as gate:
@@ -89,11 +94,12 @@ def burst(
             gate.wait(len(loads), READY_S)
             time.sleep(SETTLE_S)
             waiting()
-            before = cpu_us()
-            gate.open()
-            reports = gate.wait(len(loads), DONE_S)
-            kept = keeper.wait_kept()
-            after = cpu_us()
+            with during or contextlib.nullcontext():
+                before = cpu_us()
+                gate.open()
+                reports = gate.wait(len(loads), DONE_S)
+                kept = keeper.wait_kept()
+                after = cpu_us()
             begin_end = time.monotonic_ns()
             gate.let_go()
             ended = keeper.wait_ended()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One part in one process: `python3 bench.pyz prepare|PART OPTIONS`, answers as JSON on stdout.
+"""One part in one process: `python3 bench.pyz prepare|PART|HELPER OPTIONS`, JSON on stdout.
 
 `prepare` says what the machine is and how podman is called; the others are given that back. Exit
 status 1 and a sentence on stderr when a part could not be measured at all.
@@ -12,11 +12,12 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Callable
 from importlib import metadata
-from typing import Any
+from typing import Any, Final
 
 from rnx.errors import RnxError
-from tests.bench.guest import load, podman, stamp
+from tests.bench.guest import followers, load, podman, stamp, tls
 from tests.bench.guest.errors import Broken
 from tests.bench.guest.measure import CGROUPS
 from tests.bench.guest.parts import PARTS
@@ -24,10 +25,19 @@ from tests.bench.guest.peers import SERVICE, Joblet
 from tests.bench.guest.podman import Podman
 from tests.bench.guest.setting import Setting
 
+HELPERS: Final[dict[str, Callable[[dict[str, Any]], None]]] = {
+    followers.ROLE: followers.follow,
+    tls.SENDER: tls.send,
+    tls.RECEIVER: tls.receive,
+}
+
 
 def main() -> int:
     part, options = sys.argv[1], json.loads(sys.argv[2])
     try:
+        if part in HELPERS:
+            HELPERS[part](options)
+            return 0
         answer = prepare(options) if part == "prepare" else measure(part, options)
     except (Broken, RnxError) as error:
         print(error, file=sys.stderr)

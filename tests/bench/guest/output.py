@@ -67,8 +67,8 @@ def _output(setting: Setting, count: int) -> list[Table]:
             try:
                 if name == "joblet":
                     before = rss_anon_mib()
-                    with Watch() as watch:
-                        done = burst(make(), work)
+                    watch = Watch()
+                    done = burst(make(), work, during=watch)
                     memory.append((before, watch))
                 else:
                     done = burst(make(), work)
@@ -82,7 +82,7 @@ def _output(setting: Setting, count: int) -> list[Table]:
 
 
 def _tables(count: int, results: Mapping[str, list[Burst]], left_out: list[Row]) -> list[Table]:
-    jobs = f"{count} job{'s' if count > 1 else ''}"
+    jobs = jobs_of(count)
     rows: list[Row] = []
     ended: list[Row] = []
     for name, runs in results.items():
@@ -119,9 +119,14 @@ def _memory(count: int, memory: list[tuple[float, Watch]]) -> list[Table]:
     rows = [
         row(name, values, unit="MiB", ours=True)
         for name, values in (
-            ("before", [before for before, _ in memory]),
-            ("most", [watch.most for _, watch in memory]),
-            ("after", [watch.end for _, watch in memory]),
+            ("before they start", [before for before, _ in memory]),
+            ("when all wait to print", [watch.start for _, watch in memory]),
+            ("most, while they print", [watch.most for _, watch in memory]),
+            ("when all is in files", [watch.end for _, watch in memory]),
         )
     ]
-    return [{"title": f"the server's RssAnon with {count} jobs", "rows": rows}]
+    return [{"title": f"{jobs_of(count)}: the server's RssAnon", "rows": rows}]
+
+
+def jobs_of(count: int) -> str:
+    return "1 job" if count == 1 else f"{count} jobs"

@@ -10,10 +10,14 @@ from typing import Final
 
 from tests.bench.guest import stamp
 from tests.bench.guest.errors import Broken
+from tests.bench.guest.followers import followers
 from tests.bench.guest.measure import Table, Together, broken, in_turn, row, together
 from tests.bench.guest.output import output
 from tests.bench.guest.peers import RNX, SCOPE, SERVICE, Joblet, Peer, said
+from tests.bench.guest.screen import screen
 from tests.bench.guest.setting import Setting
+from tests.bench.guest.storm import storm
+from tests.bench.guest.writes import writes
 
 AT_A_TIME: Final = 16
 BLOCKS: Final = 3
@@ -167,6 +171,10 @@ PARTS: Final[dict[str, Callable[[Setting], list[Table]]]] = {
     "memory": memory,
     "list": listing,
     "output": output,
+    "writes": writes,
+    "followers": followers,
+    "screen": screen,
+    "storm": storm,
 }
 
 

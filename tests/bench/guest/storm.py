@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: MIT
+"""The part that measures how the server answers while a thousand jobs print at full speed."""
+
+import contextlib
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from typing import Final, Self
+
+from rnx.errors import RnxError
+from tests.bench.guest.burst import burst
+from tests.bench.guest.keepers import JobletKeeper
+from tests.bench.guest.load import loads
+from tests.bench.guest.measure import Table, broken, row
+from tests.bench.guest.peers import Joblet
+from tests.bench.guest.server import Watch
+from tests.bench.guest.setting import Setting
+
+COUNT: Final = 1000
+SHARE: Final = 2.0
+CALLS: Final = 50
+PAUSE_S: Final = 0.01
+
+
+class Calls:
+    """ListJobs, again and again while the block runs: `times` in ms, `error` the first one."""
+
+    def __init__(self, joblet: Joblet) -> None:
+        self.times: list[float] = []
+        self.error = ""
+        self._joblet = joblet
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="calls")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def one(self) -> None:
+        begin = time.monotonic()
+        self._joblet.client.list_jobs()
+        self.times.append((time.monotonic() - begin) * 1000)
+
+    def _run(self) -> None:
+        try:
+            while not self._over.wait(PAUSE_S):
+                self.one()
+        except RnxError as error:
+            self.error = str(error)
+
+
+def storm(setting: Setting) -> list[Table]:
+    """ListJobs, and the server's memory."""
+    joblet = Joblet()
+    other = Joblet()  # a connection of its own
+    quiet = Calls(other)
+    loud: list[Calls] = []
+    watches: list[Watch] = []
+
+    def waiting() -> None:
+        for _ in range(CALLS):
+            quiet.one()
+            time.sleep(PAUSE_S)
+
+    rounds = min(2, setting.rounds)
+    for number in range(rounds):
+        watches.append(Watch())
+        loud.append(Calls(other))
+        burst(
+            JobletKeeper(joblet),
+            loads(COUNT, setting.total(SHARE)),
+            waiting=waiting if number == 0 else lambda: None,
+            during=_both(watches[-1], loud[-1]),
+        )
+    times = [value for calls in loud for value in calls.times]
+    rows = [
+        row("joblet: 1000 jobs, all waiting", quiet.times, ours=True, note=_p99(quiet.times)),
+        row("joblet: 1000 jobs, all printing", times, ours=True, note=_p99(times)),
+    ]
+    rows += [broken("joblet: a call", calls.error) for calls in loud if calls.error]
+    memory = [
+        row(name, values, unit="MiB", ours=True)
+        for name, values in (
+            ("when all wait to print", [watch.start for watch in watches]),
+            ("most, while they print", [watch.most for watch in watches]),
+        )
+    ]
+    return [
+        {"title": f"ListJobs with {COUNT} jobs, a call", "rows": rows},
+        {"title": f"the server's RssAnon with {COUNT} jobs, and calls", "rows": memory},
+    ]
+
+
+@contextlib.contextmanager
+def _both(watch: Watch, calls: Calls) -> Iterator[None]:
+    with watch, calls:
+        yield
+
+
+def _p99(times: list[float]) -> str:
+    if len(times) < 2:
+        return ""
+    last = statistics.quantiles(times, n=100, method="inclusive")[98]
+    return f"p99 {last:.1f}, most {max(times):.1f}"
