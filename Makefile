@@ -19,7 +19,7 @@ CATALOG := $(PREFIX)/lib/systemd/catalog
 
 export PYTHONPATH := $(CURDIR):$(CURDIR)/$(STUBS)
 
-.PHONY: help demo test test-full check machine test-machine bench deb stubs man wheel install clean
+.PHONY: help demo test test-full check machine test-machine bench bench-slow deb stubs man wheel install clean
 
 help:
 	@echo 'make demo              run real jobs in a throw-away machine (JOB="command" for your own)'
@@ -28,7 +28,8 @@ help:
 	@echo 'make check             linters, types and unit tests'
 	@echo 'make machine           a shell in a booted machine with this tree in it (SUITE=trixie)'
 	@echo 'make test-machine      the machine tests (K=word picks some)'
-	@echo 'make bench             measurements, with peers beside us (ONLY=logs, ONLY=output,launch)'
+	@echo 'make bench             measurements, with peers beside us (ONLY=logs WRITE=docs/BENCHMARKS.md)'
+	@echo 'make bench-slow        the same for jobs whose output goes to a slow disk'
 	@echo 'make man               the man pages, in build/man'
 	@echo 'make wheel             rnx for every system that has Python: dist/*.whl'
 	@echo 'make deb               the Debian packages, built in a clean root (SUITE=trixie)'
@@ -64,7 +65,12 @@ test-machine: stubs
 
 bench: stubs
 	@tools/host-setup.sh test
-	@$(PYTHON) -m tests.bench $(if $(ONLY),--only $(ONLY))
+	@$(PYTHON) -m tests.bench $(if $(ONLY),--only $(ONLY)) $(if $(WRITE),--write $(WRITE))
+
+# A disk that is slow is one of a VM: what jobs feel of it.
+bench-slow: stubs
+	@tools/host-setup.sh test
+	@$(PYTHON) -m tests.bench --vm --no-podman --only slow $(if $(WRITE),--write $(WRITE))
 
 # -- packaging it --------------------------------------------------------------------------------
 

@@ -8,10 +8,13 @@ something broke; a slow figure is no failure.
 """
 
 import argparse
+import datetime
 import io
 import json
 import logging
 import os
+import platform
+import re
 import sys
 import tempfile
 import time
@@ -20,8 +23,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.bench import report
+from tests.bench import document, report
 from tests.bench.guest.parts import PARTS
+from tests.bench.guest.slow import DISK_RATE
 from tests.bench.podman import podman_layer
 from tests.machine.client import wait_served
 from tests.machine.project import project_layer
@@ -45,7 +49,10 @@ MEGABYTES_VM = 50
 GROUPS = {
     "jobs": ("launch", "whole", "rate", "memory", "list"),
     "logs": ("output", "writes", "followers", "screen", "storm"),
+    "slow": ("slow",),
 }
+USUAL = ("jobs", "logs")
+"""The others want a VM."""
 
 LOGS = "/var/lib/joblet/logs"
 FILES = "/var/lib/joblet-bench"
@@ -76,6 +83,10 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    if arguments.write:
+        name = "slow" if "slow" in arguments.parts else "figures"
+        figures = document.figures(outcome, datetime.datetime.now(tz=datetime.UTC).date())
+        arguments.write.write_text(document.put(arguments.write.read_text(), name, figures))
     if arguments.json:
         arguments.json.write_text(json.dumps(outcome, indent=1) + "\n")
     return 1 if outcome["broken"] else 0
@@ -93,7 +104,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         metavar="WORD,...",
-        default=",".join(GROUPS),
+        default=",".join(USUAL),
         help=f"groups ({', '.join(GROUPS)}) or parts of them ({', '.join(PARTS)})",
     )
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of output: %(default)s")
@@ -101,14 +112,19 @@ def parse() -> argparse.Namespace:
         "--megabytes", type=int, help=f"in each of these: {MEGABYTES}, in a VM {MEGABYTES_VM}"
     )
     parser.add_argument("--no-podman", action="store_true", help="without podman beside it")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="the figures, into a document")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the figures, for programs")
     arguments = parser.parse_args()
+    only = "" if arguments.only == ",".join(USUAL) else f" ONLY={arguments.only}"
+    arguments.command = "make bench-slow" if arguments.only == "slow" else f"make bench{only}"
     arguments.parts = []
     for word in arguments.only.split(","):
         if word not in words:
             parser.error(f"no part {word!r}: there are {', '.join(words)}")
         arguments.parts += GROUPS.get(word, [word])
     arguments.megabytes = arguments.megabytes or (MEGABYTES_VM if arguments.vm else MEGABYTES)
+    if "slow" in arguments.parts and not arguments.vm:
+        parser.error("what is slow is a disk of a VM: --vm")
     if arguments.rounds < 1 or arguments.megabytes < 1:
         parser.error("--rounds and --megabytes must be 1 or more")
     arguments.runs = arguments.runs or (VM_RUNS if arguments.vm else RUNS)
@@ -156,9 +172,13 @@ def measure(machine: Machine, arguments: argparse.Namespace, no_podman: str) -> 
         "no_podman": no_podman,
     }
     facts = run(machine, "prepare", options, limit)
-    print(describe(arguments, facts, load), flush=True)
+    where = describe(arguments, facts, load)
+    print(where, flush=True)
     outcome: dict[str, Any] = {"suite": arguments.suite, "vm": arguments.vm, "machine": facts}
+    outcome.update(command=arguments.command, where=where)
     outcome.update(load_before=load, tables=[], broken=False)
+    if isinstance(machine, Vm):
+        machine.throttle(DISK_RATE)
     for part in arguments.parts:
         begun = time.monotonic()
         try:
@@ -207,12 +227,21 @@ def describe(
 ) -> str:
     kind = "QEMU" if arguments.vm else "systemd-nspawn"
     return (
+        f"{processor()}\n"
         f"{arguments.suite} in {kind}: kernel {facts['kernel']}, systemd {facts['systemd']}, "
         f"Python {facts['python']}, grpcio {facts['grpcio']}\n"
         f"{facts['cores']} cores, load {words(load)}, cgroup controllers: {facts['controllers']}\n"
         f"beside it: {facts['podman_is'] if facts['podman'] else 'systemd alone'}\n"
+        f"{arguments.runs} runs of launches, {arguments.rounds} of output, {arguments.megabytes} MB; "
         "p10 and p90: a tenth of the runs is below, a tenth above"
     )
+
+
+def processor() -> str:
+    """This host's, and its memory."""
+    model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"{model[1] if model else platform.machine()}, {total / 2**30:.0f} GiB of RAM"
 
 
 def words(load: tuple[float, float, float]) -> str:

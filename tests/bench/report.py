@@ -23,9 +23,13 @@ def _line(row: Mapping[str, Any], ours: float | None) -> str:
     if "error" in row:
         return f"{name} not measured: {' '.join(str(row['error']).split())}"
     figures = " ".join(f"{short(row[key]):>8}" for key in ("median", "p10", "p90"))
-    ratio = f"{ours / row['median']:10.2f}" if ours and row["median"] and not row["ours"] else ""
-    note = f"{'':{10 - len(ratio)}}  {row['note']}" if row.get("note") else ""
-    return f"{name} {figures} {row['n']:5}{ratio}{note}".rstrip()
+    line = f"{name} {figures} {row['n']:5}{ratio(row, ours):>10}"
+    return f"{line}  {row.get('note', '')}".rstrip()
+
+
+def ratio(row: Mapping[str, Any], ours: float | None) -> str:
+    """How many times a peer's figure ours is; "" where that says nothing."""
+    return f"{ours / row['median']:.2f}" if ours and row["median"] and not row["ours"] else ""
 
 
 def short(value: float) -> str:

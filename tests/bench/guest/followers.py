@@ -21,7 +21,7 @@ from tests.bench.guest.burst import Burst, burst
 from tests.bench.guest.errors import Broken
 from tests.bench.guest.helper import Helper, say
 from tests.bench.guest.keepers import JobletKeeper
-from tests.bench.guest.load import Load, data, loads
+from tests.bench.guest.load import Compare, Load, loads
 from tests.bench.guest.measure import Row, Table, broken, row
 from tests.bench.guest.peers import Joblet
 from tests.bench.guest.server import Watch
@@ -35,28 +35,6 @@ ROLE: Final = "follower"
 UNIT: Final = "GB/s"
 CONNECTED_S: Final = 0.5
 """For streams that were asked for to stand."""
-
-
-class Compare:
-    """Compares output as it comes with what the job prints."""
-
-    def __init__(self, load: Load) -> None:
-        self._load = load
-        self._twice = data() * 2
-        self.length = 0
-
-    def update(self, chunk: bytes) -> None:
-        """Raises Broken where it differs."""
-        once = len(self._twice) // 2
-        done = 0
-        while done < len(chunk):
-            at = (self._load.begin + self.length) % once
-            part = min(once, len(chunk) - done)
-            got = chunk if part == len(chunk) else chunk[done : done + part]
-            if got != self._twice[at : at + part]:
-                raise Broken(f"bytes from {self.length} on are not what was printed")
-            self.length += part
-            done += part
 
 
 class FollowedKeeper(JobletKeeper):
@@ -195,16 +173,17 @@ def _followers(setting: Setting, count: int) -> list[Table]:
                 rates.pop(name, None)
     who = "1 follower" if count == 1 else f"{count} followers"
     made: list[Row] = []
+    every: list[Row] = []
     for name in sorted(rates, key=list(ways).index):
         note = f"{total / 1e6:.0f} MB to each, every byte as printed"
         values = rates[name]
         mine = name.startswith("joblet")
         made.append(row(name, values, unit=UNIT, ours=mine, note=note if mine else ""))
-        if count > 1:
-            together = [count * value for value in values]
-            made.append(row(f"{name}, together", together, unit=UNIT, ours=mine))
+        every.append(row(name, [count * value for value in values], unit=UNIT, ours=mine))
     made += [broken(name, error) for name, error in errors.items()]
     tables: list[Table] = [{"title": f"{who} of one busy job, each", "rows": made}]
+    if count > 1:
+        tables.append({"title": f"{who} of one busy job, all together", "rows": every})
     if bursts:
         tables.append({"title": f"{who}: CPU where, for each GB sent", "rows": _cpu(bursts, count)})
     if watches:

@@ -103,6 +103,32 @@ class Check:
             raise Broken(f"job {self._load.number}: bytes differ from what it printed")
 
 
+class Compare:
+    """Compares output as it comes with what the job prints."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._twice = data() * 2
+        self.length = 0
+
+    def skip(self, count: int) -> None:
+        """What is missing, and was said to be."""
+        self.length += count
+
+    def update(self, chunk: bytes) -> None:
+        """Raises Broken where it differs."""
+        once = len(self._twice) // 2
+        done = 0
+        while done < len(chunk):
+            at = (self._load.begin + self.length) % once
+            part = min(once, len(chunk) - done)
+            got = chunk if part == len(chunk) else chunk[done : done + part]
+            if got != self._twice[at : at + part]:
+                raise Broken(f"bytes from {self.length} on are not what was printed")
+            self.length += part
+            done += part
+
+
 @functools.cache
 def digest(load: Load) -> bytes:
     """SHA-256 of what a job prints."""

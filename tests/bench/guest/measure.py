@@ -50,6 +50,15 @@ def row(
     }
 
 
+def percentile(values: Sequence[float], part: int) -> float:
+    """The value that `part` in a hundred do not exceed. Raises Broken without any."""
+    if not values:
+        raise Broken("nothing was measured")
+    if len(values) == 1:
+        return values[0]
+    return statistics.quantiles(values, n=100, method="inclusive")[part - 1]
+
+
 def broken(name: str, error: str, *, known: bool = False) -> Row:
     """`known`: it was not tried, and that is no failure."""
     return {"name": name, "error": error, "known": known}

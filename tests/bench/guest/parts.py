@@ -16,6 +16,7 @@ from tests.bench.guest.output import output
 from tests.bench.guest.peers import RNX, SCOPE, SERVICE, Joblet, Peer, said
 from tests.bench.guest.screen import screen
 from tests.bench.guest.setting import Setting
+from tests.bench.guest.slow import slow
 from tests.bench.guest.storm import storm
 from tests.bench.guest.writes import writes
 
@@ -175,6 +176,7 @@ PARTS: Final[dict[str, Callable[[Setting], list[Table]]]] = {
     "followers": followers,
     "screen": screen,
     "storm": storm,
+    "slow": slow,
 }
 
 

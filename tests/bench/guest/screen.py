@@ -7,7 +7,6 @@ the time of its own write.
 
 import contextlib
 import os
-import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from typing import Final
 
 from rnx.errors import RnxError
 from tests.bench.guest.errors import Broken
-from tests.bench.guest.measure import Table, broken, row
+from tests.bench.guest.measure import Table, broken, percentile, row
 from tests.bench.guest.peers import Joblet, said
 from tests.bench.guest.podman import Podman
 from tests.bench.guest.setting import Setting
@@ -61,9 +60,8 @@ def screen(setting: Setting) -> list[Table]:
             except Broken as error:
                 errors[name] = str(error)
                 continue
-            cuts = statistics.quantiles(times, n=100, method="inclusive")
-            middle.setdefault(name, []).append(cuts[49])
-            last.setdefault(name, []).append(cuts[98])
+            middle.setdefault(name, []).append(percentile(times, 50))
+            last.setdefault(name, []).append(percentile(times, 99))
     note = f"{LINES - SKIPPED} lines in each run"
     tables: list[Table] = []
     for word, found in (("median", middle), ("p99", last)):

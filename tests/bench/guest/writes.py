@@ -5,9 +5,9 @@ Their own rate is what counts, against readers that keep nothing: what a log eng
 job that prints so. A burst is what fits the stage; what comes after it is the sustained rate.
 """
 
-from collections.abc import Callable
+import functools
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tests.bench.guest.burst import Burst, Keeper, burst
 from tests.bench.guest.errors import Broken
@@ -17,6 +17,9 @@ from tests.bench.guest.measure import Row, Table, broken, row
 from tests.bench.guest.output import jobs_of
 from tests.bench.guest.peers import Joblet
 from tests.bench.guest.setting import Setting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 COUNTS: Final = (1, 8)
 BURST_SHARE: Final = 0.25
@@ -35,11 +38,11 @@ def writes(setting: Setting) -> list[Table]:
 def _writes(setting: Setting, count: int) -> list[Table]:
     joblet = Joblet()
 
-    def ours() -> Keeper:
-        return JobletKeeper(joblet)
-
-    ways: dict[str, Callable[[], Keeper]]
-    ways = {"joblet": ours, SpliceNull.name: SpliceNull, CatNull.name: CatNull}
+    ways: dict[str, Callable[[], Keeper]] = {
+        "joblet": functools.partial(JobletKeeper, joblet),
+        SpliceNull.name: SpliceNull,
+        CatNull.name: CatNull,
+    }
     total = min(setting.total(BURST_SHARE), int(STAGE_PART * stage_bytes()))
     results: dict[str, list[Burst]] = {name: [] for name in ways}
     errors: dict[str, str] = {}
@@ -75,11 +78,11 @@ def _writes(setting: Setting, count: int) -> list[Table]:
             rows.append(row("joblet: sustained", rate, unit=UNIT, ours=True, note=note))
             behind = [(long.kept_ns - long.printed_ns) / 1e6]
             late.append(row("joblet: to catch up after the long run", behind, ours=True))
-    jobs = jobs_of(count)
-    title = f"{jobs} writing each line of {LINE_BYTES} bytes by itself: how fast the jobs print"
+    who = jobs_of(count)
+    title = f"{who} writing each line of {LINE_BYTES} bytes by itself: how fast the jobs print"
     return [
         {"title": title, "rows": rows},
-        {"title": f"{jobs} writing each line by itself: time to catch up", "rows": late},
+        {"title": f"{who} writing each line by itself: time to catch up", "rows": late},
     ]
 
 

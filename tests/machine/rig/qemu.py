@@ -145,6 +145,12 @@ class Vm(Machine):
         self.crash()
         self._dir.close()
 
+    def throttle(self, bytes_per_second: int) -> None:
+        """Makes writing to /dev/vdc as slow as that; 0: as fast as it is."""
+        limits = {"bps": 0, "bps_rd": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0}
+        call = self._guest.qmp.call
+        call("block_set_io_throttle", device="d2", bps_wr=bytes_per_second, **limits)
+
     # --- commands
 
     def run(
