@@ -232,8 +232,8 @@ def describe(
         f"Python {facts['python']}, grpcio {facts['grpcio']}\n"
         f"{facts['cores']} cores, load {words(load)}, cgroup controllers: {facts['controllers']}\n"
         f"beside it: {facts['podman_is'] if facts['podman'] else 'systemd alone'}\n"
-        f"{arguments.runs} runs of launches, {arguments.rounds} of output, {arguments.megabytes} MB; "
-        "p10 and p90: a tenth of the runs is below, a tenth above"
+        f"{arguments.runs} runs of launches, {arguments.rounds} of output of "
+        f"{arguments.megabytes} MB; p10 and p90: a tenth of the runs is below, a tenth above"
     )
 
 

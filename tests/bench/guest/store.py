@@ -6,30 +6,42 @@ The server is not asked: that would be work of its own in the time that is measu
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from rnx.client import Client
+from rnx.errors import RnxError
 
 LOGS: Final = Path("/var/lib/joblet/logs")
-INDEX: Final = "index"
-"""Files of a job whose name begins so hold no output."""
+OUTPUT: Final = re.compile(r"(out|err)(\.[0-9]+)?")
+"""Files of a job that hold its output and nothing else."""
 
 
 def holds(job: str, total: int) -> bool:
     """Whether `total` bytes of a job's output are in files: on the disk, or in the page cache
     above it."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(LOGS / job) as entries:
-        sizes = (entry.stat().st_size for entry in entries if not entry.name.startswith(INDEX))
-        return sum(sizes) >= total
-    return False
+    return sum(path.stat().st_size for path in _files(job)) >= total
 
 
 def remove(client: Client, jobs: Iterable[str]) -> None:
-    """The output of jobs that have ended, so that the next run finds the disk as this one did."""
+    """The jobs that have ended, so that the next run finds the disk as this one did."""
+    delete = getattr(client, "delete_all_jobs", None)
+    try:
+        if delete is not None:
+            delete()
+            return
+    except RnxError:
+        pass  # it does not serve that, or not so many at once: the bytes alone, then
     for job in jobs:
-        with contextlib.suppress(FileNotFoundError), os.scandir(LOGS / job) as entries:
-            for entry in entries:
-                if not entry.name.startswith(INDEX):
-                    os.truncate(entry.path, 0)
+        for path in _files(job):
+            with contextlib.suppress(FileNotFoundError):
+                os.truncate(path, 0)
+
+
+def _files(job: str) -> list[Path]:
+    try:
+        return [path for path in (LOGS / job).iterdir() if OUTPUT.fullmatch(path.name)]
+    except FileNotFoundError:
+        return []
