@@ -17,7 +17,6 @@ from tests.bench.guest.server import Watch
 from tests.bench.guest.setting import Setting
 
 COUNT: Final = 1000
-SHARE: Final = 2.0
 CALLS: Final = 50
 PAUSE_S: Final = 0.01
 
@@ -72,7 +71,7 @@ def storm(setting: Setting) -> list[Table]:
         loud.append(Calls(other))
         burst(
             JobletKeeper(joblet),
-            loads(COUNT, setting.total(SHARE)),
+            loads(COUNT, setting.total()),
             waiting=waiting if number == 0 else lambda: None,
             during=_both(watches[-1], loud[-1]),
         )
