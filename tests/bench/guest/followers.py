@@ -24,7 +24,7 @@ from tests.bench.guest.keepers import JobletKeeper
 from tests.bench.guest.load import Compare, Load, loads
 from tests.bench.guest.measure import Row, Table, broken, row
 from tests.bench.guest.peers import Joblet
-from tests.bench.guest.server import Watch
+from tests.bench.guest.server import Watch, restart
 from tests.bench.guest.setting import Setting
 
 COUNTS: Final = (1, 10, 100)
@@ -139,6 +139,7 @@ def followers(setting: Setting) -> list[Table]:
 
 
 def _followers(setting: Setting, count: int) -> list[Table]:
+    restart()
     joblet = Joblet()
     total = setting.total(SHARES[count])
     rounds = setting.rounds if count == 1 else 1

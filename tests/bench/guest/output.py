@@ -16,10 +16,11 @@ from tests.bench.guest.keepers import (
 from tests.bench.guest.load import LINE_BYTES, loads
 from tests.bench.guest.measure import Row, Table, broken, row
 from tests.bench.guest.peers import Joblet
-from tests.bench.guest.server import Watch, rss_anon_mib
+from tests.bench.guest.server import Watch, restart, rss_anon_mib
 from tests.bench.guest.setting import Setting
 
-COUNTS: Final = (1, 200, 1000)
+SHARES: Final = {1: 0.5, 200: 0.5, 1000: 1.0}
+"""How many jobs, and how much of the bytes of a run they print: each more than its pipe holds."""
 JOURNAL_SHARE: Final = 0.01
 """journald takes a hundredth of what the others do, and keeps it for the whole machine."""
 PODMAN_SHARE: Final = 0.2
@@ -31,12 +32,13 @@ UNIT: Final = "GB/s"
 def output(setting: Setting) -> list[Table]:
     """Every byte into files, beside who else does that."""
     tables = []
-    for count in COUNTS:
+    for count in SHARES:
         tables += _output(setting, count)
     return tables
 
 
 def _output(setting: Setting, count: int) -> list[Table]:
+    restart()
     joblet = Joblet()
     memory: list[tuple[float, Watch]] = []
     ways: dict[str, tuple[Callable[[], Keeper], float, int]] = {
@@ -63,7 +65,7 @@ def _output(setting: Setting, count: int) -> list[Table]:
             make, share, rounds = ways[name]
             if name in errors or number >= rounds:
                 continue
-            work = loads(count, setting.total(share))
+            work = loads(count, setting.total(share * SHARES[count]))
             try:
                 if name == "joblet":
                     before = rss_anon_mib()

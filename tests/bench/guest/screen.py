@@ -17,6 +17,7 @@ from tests.bench.guest.errors import Broken
 from tests.bench.guest.measure import Table, broken, percentile, row
 from tests.bench.guest.peers import Joblet, said
 from tests.bench.guest.podman import Podman
+from tests.bench.guest.server import restart
 from tests.bench.guest.setting import Setting
 
 LINES: Final = 300
@@ -39,6 +40,7 @@ COMMAND: Final = ("/usr/bin/python3", "-IS", "-c", PROGRAM)
 
 def screen(setting: Setting) -> list[Table]:
     """p50 and p99, from the write to the line's arrival."""
+    restart()
     joblet = Joblet()
     ways: dict[str, Callable[[], contextlib.AbstractContextManager[list[str]]]] = {
         "joblet: rnx job log --follow": lambda: _joblet(joblet),

@@ -13,7 +13,7 @@ from tests.bench.guest.keepers import JobletKeeper
 from tests.bench.guest.load import loads
 from tests.bench.guest.measure import Table, broken, percentile, row
 from tests.bench.guest.peers import Joblet
-from tests.bench.guest.server import Watch
+from tests.bench.guest.server import Watch, restart
 from tests.bench.guest.setting import Setting
 
 COUNT: Final = 1000
@@ -54,6 +54,7 @@ class Calls:
 
 def storm(setting: Setting) -> list[Table]:
     """ListJobs, and the server's memory."""
+    restart()
     joblet = Joblet()
     other = Joblet()  # a connection of its own
     quiet = Calls(other)

@@ -16,6 +16,7 @@ from tests.bench.guest.load import LINE_BYTES, loads
 from tests.bench.guest.measure import Row, Table, broken, row
 from tests.bench.guest.output import jobs_of
 from tests.bench.guest.peers import Joblet
+from tests.bench.guest.server import restart
 from tests.bench.guest.setting import Setting
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def writes(setting: Setting) -> list[Table]:
 
 
 def _writes(setting: Setting, count: int) -> list[Table]:
+    restart()
     joblet = Joblet()
 
     ways: dict[str, Callable[[], Keeper]] = {
