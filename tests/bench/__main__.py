@@ -37,7 +37,7 @@ GUEST = Path(__file__).with_name("guest")
 RUNS = 60
 VM_RUNS = 12
 """Emulated, everything takes ten times as long."""
-PART_S = 600
+PART_S = 900
 PART_VM_S = 3600
 
 ROUNDS = 3
