@@ -37,6 +37,8 @@ GUEST = Path(__file__).with_name("guest")
 RUNS = 60
 VM_RUNS = 12
 """Emulated, everything takes ten times as long."""
+QUIET_LOAD = 0.3
+"""Of each core, in the minute before a run."""
 PART_S = 900
 PART_VM_S = 3600
 
@@ -230,7 +232,8 @@ def describe(
         f"{processor()}\n"
         f"{arguments.suite} in {kind}: kernel {facts['kernel']}, systemd {facts['systemd']}, "
         f"Python {facts['python']}, grpcio {facts['grpcio']}\n"
-        f"{facts['cores']} cores, load {words(load)}, cgroup controllers: {facts['controllers']}\n"
+        f"{facts['cores']} cores, load {words(load)}{noise(load)}, "
+        f"cgroup controllers: {facts['controllers']}\n"
         f"beside it: {facts['podman_is'] if facts['podman'] else 'systemd alone'}\n"
         f"{arguments.runs} runs of launches, {arguments.rounds} of output of "
         f"{arguments.megabytes} MB; p10 and p90: a tenth of the runs is below, a tenth above"
@@ -242,6 +245,12 @@ def processor() -> str:
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return f"{model[1] if model else platform.machine()}, {total / 2**30:.0f} GiB of RAM"
+
+
+def noise(load: tuple[float, float, float]) -> str:
+    """A word on what else this host does: before a run nothing of ours does anything."""
+    quiet = load[0] < QUIET_LOAD * (os.cpu_count() or 1)
+    return "" if quiet else " (NOT QUIET: others took part of the cores, and only ratios count)"
 
 
 def words(load: tuple[float, float, float]) -> str:
