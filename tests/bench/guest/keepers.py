@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from rnx.errors import RnxError
+from rnx.selection import Selection
 from tests.bench.guest import store
 from tests.bench.guest.errors import Broken
 from tests.bench.guest.load import DIRECTORY, LINE_BYTES, Check, Load
@@ -81,7 +82,7 @@ class JobletKeeper:
     def _check(self, job: str) -> None:
         check = Check(self.jobs[job])
         try:
-            for chunk in self._joblet.client.job_logs(job, no_follow=True):
+            for chunk in self._joblet.client.job_logs(job, Selection(no_follow=True)):
                 if chunk.HasField("gap"):
                     raise Broken(f"a gap in job {job}: {chunk.gap.kind} {chunk.gap.bytes}")
                 check.update(chunk.payload)

@@ -18,6 +18,7 @@ from typing import Any, Final
 import yaml
 
 from rnx.errors import RnxError
+from rnx.selection import Selection
 from tests.bench.guest import store
 from tests.bench.guest.errors import Broken
 from tests.bench.guest.keepers import FINAL
@@ -201,7 +202,7 @@ def _check(joblet: Joblet, job: str, total: int) -> str:
     compare = Compare(Load(0, total, BLOCK_BYTES))
     gaps: dict[str, int] = {}
     try:
-        for chunk in joblet.client.job_logs(job, no_follow=True):
+        for chunk in joblet.client.job_logs(job, Selection(no_follow=True)):
             if chunk.HasField("gap"):
                 gaps[chunk.gap.kind] = gaps.get(chunk.gap.kind, 0) + chunk.gap.bytes
                 compare.skip(chunk.offset_end - compare.length)
