@@ -74,7 +74,7 @@ def test_both_halves_come_back_and_outlive_the_slice(name: str) -> None:
     assert name in unit("joblet.slice")["Unit"]["After"].split()
 
 
-def test_the_stage_is_small_private_memory_that_nobody_mounts_yet() -> None:
+def test_the_stage_is_private_memory_that_the_server_alone_needs() -> None:
     parsed = unit(STAGE)
     mount = parsed["Mount"]
     assert (mount["What"], mount["Where"], mount["Type"]) == ("tmpfs", "/run/joblet-stage", "tmpfs")
@@ -83,7 +83,10 @@ def test_the_stage_is_small_private_memory_that_nobody_mounts_yet() -> None:
     assert {"nosuid", "nodev", "noexec"} <= options
     assert "Install" not in parsed
     naming = [name for name in NAMES if "joblet-stage" in (UNITS / name).read_text()]
-    assert naming == [STAGE]
+    assert naming == ["joblet.service", STAGE]
+    server = unit("joblet.service")
+    assert server["Unit"]["RequiresMountsFor"] == mount["Where"]
+    assert server["Service"]["ReadWritePaths"] == mount["Where"]
 
 
 @pytest.mark.parametrize("name", NAMES)
