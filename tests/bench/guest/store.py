@@ -27,13 +27,11 @@ def holds(job: str, total: int) -> bool:
 
 def remove(client: Client, jobs: Iterable[str]) -> None:
     """The jobs that have ended, so that the next run finds the disk as this one did."""
-    delete = getattr(client, "delete_all_jobs", None)
     try:
-        if delete is not None:
-            delete()
-            return
+        client.delete_all_jobs()
+        return
     except RnxError:
-        pass  # it does not serve that, or not so many at once: the bytes alone, then
+        pass  # too many at once: the bytes alone, then
     for job in jobs:
         for path in _files(job):
             with contextlib.suppress(FileNotFoundError):
