@@ -72,9 +72,12 @@ def _run(arguments: list[str], environ: Mapping[str, str]) -> int:
             from joblet.launch.zygote import Zygote
 
             zygote = Zygote()
+            from joblet.init.journal_process import JournalProcess
+
+            journal = JournalProcess()
             from joblet.init.daemon import main as init
 
-            return init(zygote, environ)
+            return init(zygote, journal, environ)
         case other:
             raise InvalidArgument(
                 "start", f"JOBLET_MODE is {other!r}", hint="it is server (the default) or init"

@@ -23,7 +23,12 @@ its go.
     kill      job, signal                  ->                  KillUnit
     clean-up  job, failed (true)           ->                  ResetFailed if it may have failed,
                                                                directory removed
-    journal   job, stream, data            -> left_out         a plain copy of whole lines
+    copy-journal                           -> fd: channel      plain copies of whole lines go
+                                                               there: init/journal_copy.py
+    read-journal job, cursor, …            -> fd: frames       what the journal has of the job's
+                                                               unit: init/journal_read.py
+    sync-journal                           ->                  all that was written is in the
+                                                               journal
 
 Both ends live in asyncio; descriptors arrive close-on-exec and belong to the receiver.
 """
@@ -34,6 +39,7 @@ import contextlib
 import json
 import re
 import socket
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -259,3 +265,35 @@ def number(message: Message, name: str, low: int, high: int) -> int:
     if type(value) is not int or not low <= value <= high:
         raise InvalidArgument("read a request", f"{name} is {value!r:.80}")
     return value
+
+
+# -- frames: what a stream socket carries that was passed over the link ----------------------------
+
+_FRAME: Final = struct.Struct("!II")
+MAX_FRAME_FIELDS: Final = 65536
+MAX_FRAME_DATA: Final = 8 << 20
+
+
+def frame(fields: Message, data: bytes = b"") -> bytes:
+    """An object with bytes behind it, and in front the length of each."""
+    head = json.dumps(fields, separators=(",", ":")).encode()
+    return _FRAME.pack(len(head), len(data)) + head + data
+
+
+async def read_frame(reader: asyncio.StreamReader) -> tuple[Message, bytes]:
+    """The next frame. Raises Unavailable at the stream's end, InvalidArgument for what is none."""
+    try:
+        sizes = _FRAME.unpack(await reader.readexactly(_FRAME.size))
+        if sizes[0] > MAX_FRAME_FIELDS or sizes[1] > MAX_FRAME_DATA:
+            raise InvalidArgument("read a frame", f"it is too large: {sizes}")
+        head = await reader.readexactly(sizes[0])
+        data = await reader.readexactly(sizes[1])
+    except (asyncio.IncompleteReadError, OSError):
+        raise Unavailable("read a frame", "the other end is gone") from None
+    try:
+        fields = json.loads(head)
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise InvalidArgument("read a frame", "it has no object")
+    return fields, data

@@ -58,6 +58,8 @@ class Reason(enum.StrEnum):
     LOST = "lost"  # the machine went away under it
 
 
+JOURNALD: Final = "journald"  # a log driver: the journal keeps the output, and not the store
+
 # of a launch that failed: it is the command, or where it was to start, that is wrong
 COMMAND_STEPS: Final = frozenset({"chdir", "exec"})
 
@@ -137,6 +139,14 @@ class JobSpec:
     limits: Limits = Limits()
     timeout_us: int = 0
     merge: bool = False
+    log_driver: str = ""  # where the output goes: "", the store, or JOURNALD
+
+    @property
+    def streams(self) -> tuple[int, ...]:
+        """The streams that the store has of the job's output."""
+        if self.log_driver == JOURNALD:
+            return ()
+        return (1,) if self.merge else (1, 2)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

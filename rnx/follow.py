@@ -43,7 +43,8 @@ class Jobs(Protocol):
 class Piece:
     """Bytes of a log, or a gap in it: then `data` is empty, `gap` says why, and `missing` how many
     bytes (-1: not known). `end` is the log offset behind it. `arrivals`, if they were asked for:
-    (index, µs) of each byte that arrived later than the one before it."""
+    (index, µs) of each byte that arrived later than the one before it. Of a log that is in the
+    journal, `cursor` is the position, and `lines` how many of them a gap is."""
 
     data: bytes
     end: int
@@ -52,6 +53,8 @@ class Piece:
     gap: str = ""
     missing: int = 0
     arrivals: tuple[tuple[int, int], ...] = ()
+    lines: int = 0
+    cursor: str = ""
 
 
 class Patience:
@@ -88,7 +91,8 @@ class Patience:
 
 
 class Log:
-    """A part of a job's log. `position` is the offset up to which pieces were given out."""
+    """A part of a job's log. `position` is the offset up to which pieces were given out, or
+    `cursor` is the place, if the log is in the journal."""
 
     def __init__(
         self, jobs: Jobs, uuid: str, patience: Patience, selection: Selection = WHOLE
@@ -98,6 +102,7 @@ class Log:
         self._patience = patience
         self._selection = selection
         self.position = selection.from_offset
+        self.cursor = selection.from_cursor
         self.numbered = False  # the server says of each chunk where it ends
         self._begun = not selection.narrow  # where the part begins is known: at `position`
         self._uncounted = 0  # bytes seen in this stream of a server that does not number them
@@ -120,8 +125,8 @@ class Log:
     def _all(self) -> Iterator[Piece]:
         while True:
             self._uncounted = 0
-            begin = self.position
-            wanted = self._selection.resumed(begin) if self._begun else self._selection
+            begin = self.position, self.cursor
+            wanted = self._selection.resumed(*begin) if self._begun else self._selection
             chunks = self._jobs.job_logs(self._uuid, wanted)
             try:
                 with contextlib.closing(chunks):
@@ -139,13 +144,13 @@ class Log:
                 broken = Unreachable(f"the stream of job {self._uuid} ended before its log did")
             except Unreachable as error:
                 broken = error
-            if not isinstance(broken, BrokenOff) or self.position == begin:
+            if not isinstance(broken, BrokenOff) or (self.position, self.cursor) == begin:
                 self._patience.bear(broken)
 
-    def _is_over(self, begin: int) -> bool:
+    def _is_over(self, begin: tuple[int, str]) -> bool:
         """For a stream that ended in order, without the word that the log has: over is a job that
         has ended, and whose log gave nothing new when asked once more."""
-        return self.position == begin and self._has_ended()
+        return (self.position, self.cursor) == begin and self._has_ended()
 
     def _has_ended(self) -> bool:
         return self._jobs.job_status(self._uuid).status not in UNENDED
@@ -175,7 +180,11 @@ class Log:
         data = chunk.payload
         if chunk.begin:
             self.numbered = self._begun = True
+            self.cursor = chunk.cursor or self.cursor
             self.position = max(self.position, chunk.offset_end)
+            return
+        if chunk.cursor or (chunk.HasField("gap") and not chunk.offset_end):
+            yield self._of_journal(chunk)
             return
         if chunk.offset_end:
             self.numbered = True
@@ -202,6 +211,23 @@ class Log:
         if new := data[seen:]:
             arrivals = _arrivals(chunk, seen)
             yield Piece(new, end, chunk.stream, chunk.time_us, arrivals=arrivals)
+
+    def _of_journal(self, chunk: "DataChunk") -> Piece:
+        """The server sends each line once: it knows where a cursor stands, which we do not."""
+        self.numbered = True
+        self.cursor = chunk.cursor or self.cursor
+        gap = chunk.gap.kind or "unknown" if chunk.HasField("gap") else ""
+        return Piece(
+            chunk.payload,
+            0,
+            chunk.stream,
+            chunk.time_us,
+            gap,
+            chunk.gap.bytes,
+            arrivals=_arrivals(chunk, 0),
+            lines=chunk.gap.lines,
+            cursor=chunk.cursor,
+        )
 
     def _check_unnumbered(self) -> None:
         """Raises RnxError for a server that will go on with the job whatever it was asked."""

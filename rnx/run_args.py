@@ -27,13 +27,15 @@ RESERVED_PREFIX = "JOBLET_"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Flag:
-    """A flag: with `metavar` it takes a value, with `many` several times; else it is a switch."""
+    """A flag: with `metavar` it takes a value, with `many` several times; else it is a switch.
+    values: those that there are, for completion; the server has the last word."""
 
     name: str
     help: str
     metavar: str = ""
     short: str = ""
     many: bool = False
+    values: tuple[str, ...] = ()
 
 
 FLAGS: Final = (
@@ -55,6 +57,12 @@ FLAGS: Final = (
     Flag("--timeout", "End the job after this time: 30s, 5m, 1h30m.", "TIME"),
     Flag("--network", "Network to join: host, the only one yet, and the default.", "NAME"),
     Flag("--merge", "One pipe for stdout and stderr: their exact order, as one stream."),
+    Flag(
+        "--log-driver",
+        "Where the output goes: journald, the host's journal, instead of the server's store.",
+        "DRIVER",
+        values=("journald",),
+    ),
     Flag("--follow", "Show the job's output and exit with its exit code.", short="-f"),
     Flag("--wait", "Wait for the job's end and exit with its exit code."),
     Flag("--split", "With --follow: the job's stderr to stderr, not to stdout."),
@@ -90,6 +98,7 @@ class RunArgs:
     timeout: str = ""
     network: str = ""
     merge: bool = False
+    log_driver: str = ""
     follow: bool = False
     wait: bool = False
     split: bool = False
@@ -138,7 +147,11 @@ def parse(words: Sequence[str]) -> RunArgs:
         return run
     if not scan.rest:
         mistakes.append("cannot run: no command given; write it behind the flags")
-    sent = [*scan.rest, run.name, run.work_dir, run.network, *run.env.values()]
+    sent = [
+        *scan.rest,
+        *(run.name, run.work_dir, run.network, run.log_driver),
+        *run.env.values(),
+    ]
     mistakes += [
         f"cannot run: {shown(word)} is not UTF-8 text" for word in sent if not is_text(word)
     ]

@@ -9,6 +9,7 @@ class Selection:
     """The defaults are the whole log, and what comes. Times are µs since the epoch, 0 for none."""
 
     from_offset: int = 0
+    from_cursor: str = ""  # in place of an offset, where the log is in the journal
     no_follow: bool = False
     since_us: int = 0
     until_us: int = 0
@@ -33,9 +34,11 @@ class Selection:
         }
         return [name for name, wanted in options.items() if wanted]
 
-    def resumed(self, offset: int) -> "Selection":
-        """The rest of it, from an offset in it on: where it begins is decided."""
-        return dataclasses.replace(self, from_offset=offset, since_us=0, tail_lines=None)
+    def resumed(self, offset: int, cursor: str = "") -> "Selection":
+        """The rest of it, from an offset or a cursor in it on: where it begins is decided."""
+        return dataclasses.replace(
+            self, from_offset=offset, from_cursor=cursor, since_us=0, tail_lines=None
+        )
 
 
 WHOLE = Selection()

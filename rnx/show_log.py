@@ -90,7 +90,9 @@ def _arrived(piece: Piece) -> Iterator[Piece]:
 
 def missing(piece: Piece) -> str:
     """A gap, for people."""
-    count = f"{piece.missing} bytes" if piece.missing > 0 else "an unknown number of bytes"
+    unit = "lines" if piece.lines else "bytes"
+    known = piece.lines or piece.missing
+    count = f"{known} {unit}" if known > 0 else f"an unknown number of {unit}"
     return f"{count} of the log are missing here ({piece.gap})"
 
 
@@ -108,9 +110,14 @@ def chunk_json(piece: Piece, env: Environment, *, precise: bool = False) -> dict
     except UnicodeDecodeError:
         shown["data"] = piece.data.decode(errors="replace")
         shown["data_base64"] = base64.b64encode(piece.data).decode()
-    shown["offset_end"] = piece.end
+    if piece.cursor:
+        shown["cursor"] = piece.cursor
+    else:
+        shown["offset_end"] = piece.end
     if piece.stream:
         shown["stream"] = piece.stream
     if piece.gap:
         shown["gap"] = {"kind": piece.gap, "bytes": piece.missing}
+        if piece.lines:
+            shown["gap"]["lines"] = piece.lines
     return shown

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """joblet-config.yml, the server's configuration: the keys that Joblet clients and servers publish,
-as far as they mean something here, and some of our own (sections `limits`, `stream` and `paths`,
-and on_full and sync_interval of `log_persistence`).
+as far as they mean something here, and some of our own (sections `limits`, `stream`,
+`journal` and `paths`, and on_full and sync_interval of `log_persistence`).
 
 A key that nobody knows gives a warning; the published keys without a meaning here give one note.
 """
@@ -194,6 +194,14 @@ class LogPersistence:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class JournalCopies:
+    """Ours: how much of what each job prints is copied to the host's journal."""
+
+    rate: int = setting("copy_rate", Size(1024, 1 << 40, "no copies"), 1_000_000)  # bytes a second
+    burst: int = setting("copy_burst", Size(1 << 16, 1 << 40), 8_000_000)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Paths:
     """Ours. What is below them is made and owned as the units and tmpfiles.d say."""
 
@@ -218,6 +226,7 @@ class ServerConfig:
     stream: Streaming = Streaming()
     log_persistence: LogPersistence = LogPersistence()
     monitoring: Monitoring = Monitoring()
+    journal: JournalCopies = JournalCopies()
     paths: Paths = Paths()
 
 

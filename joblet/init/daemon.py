@@ -2,7 +2,8 @@
 """Init mode: its composition root. Root, without a network; one socket, one peer, the server.
 
 Start: policy, log, job directories, bus, socket, READY. Stop: the reverse; jobs run on in their own
-scopes and need nothing from here. The zygote was forked before this module was imported.
+scopes and need nothing from here. The zygote and the journal's process were forked before this
+module was imported.
 """
 
 import asyncio
@@ -21,14 +22,15 @@ from joblet import __version__
 from joblet.config import InitPolicy, load_policy
 from joblet.errors import FailedPrecondition, Internal, JobletError
 from joblet.init.directories import Directories
-from joblet.init.journal_copy import JournalCopy
+from joblet.init.journal_process import JournalProcess
+from joblet.init.journal_sync import JournalSync
 from joblet.init.launches import Launches
 from joblet.init.requests import Connection
 from joblet.init.scopes import Scopes
 from joblet.launch.zygote import Zygote
 from joblet.systemd import messages, notify
 from joblet.systemd.bus import Bus
-from joblet.systemd.journal import Journal, setup
+from joblet.systemd.journal import setup
 from joblet.systemd.statusline import StatusLine, count
 from joblet.systemd.units import Manager
 
@@ -38,13 +40,13 @@ LISTEN_FD: Final = 3  # the first that systemd passes (sd_listen_fds(3))
 MAX_CONNECTIONS: Final = 8  # one server, and what a restarted one leaves for a moment
 
 
-def main(zygote: Zygote, environ: Mapping[str, str]) -> int:
+def main(zygote: Zygote, journal: JournalProcess, environ: Mapping[str, str]) -> int:
     policy = load_policy()
     setup(policy.log_level, policy.log_format, "joblet-init", environ=environ)
     _check_host()
     listener = _listener(environ)
     os.umask(0o077)
-    return asyncio.run(_run(policy, zygote, listener, environ))
+    return asyncio.run(_run(policy, zygote, journal, listener, environ))
 
 
 def _check_host() -> None:
@@ -83,7 +85,11 @@ def _listener(environ: Mapping[str, str]) -> socket.socket:
 
 
 async def _run(
-    policy: InitPolicy, zygote: Zygote, listener: socket.socket, environ: Mapping[str, str]
+    policy: InitPolicy,
+    zygote: Zygote,
+    journal: JournalProcess,
+    listener: socket.socket,
+    environ: Mapping[str, str],
 ) -> int:
     notifier = notify.from_environment(environ)
     stop = asyncio.Event()
@@ -99,12 +105,11 @@ async def _run(
         manager = Manager(bus)
         await manager.start()
         stack.push_async_callback(manager.close)
-        journal = Journal()
         stack.callback(journal.close)
         stack.callback(zygote.close)
         scopes = Scopes(manager, policy)
         launches = Launches(policy, directories, zygote, scopes)
-        server = Server(policy, directories, launches, scopes, JournalCopy(journal))
+        server = Server(policy, directories, launches, scopes, journal)
         serving = asyncio.create_task(server.serve(listener))
         broken = asyncio.create_task(launches.zygote_gone.wait())
         stopping = asyncio.create_task(stop.wait())
@@ -143,13 +148,14 @@ class Server:
         directories: Directories,
         launches: Launches,
         scopes: Scopes,
-        journal: JournalCopy,
+        journal: JournalProcess,
     ) -> None:
         self._policy = policy
         self._directories = directories
         self._launches = launches
         self._scopes = scopes
         self._journal = journal
+        self._sync = JournalSync()
         self._connections: dict[asyncio.Task[None], Connection] = {}
 
     async def serve(self, listener: socket.socket) -> None:
@@ -195,6 +201,7 @@ class Server:
             launches=self._launches,
             scopes=self._scopes,
             journal=self._journal,
+            sync=self._sync,
         )
         task = group.create_task(self._serve_one(connection))
         self._connections[task] = connection

@@ -6,20 +6,27 @@ that have not got their go are withdrawn with it.
 """
 
 import asyncio
-import base64
-import binascii
 import contextlib
 import functools
 import logging
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from joblet import link
-from joblet.errors import AlreadyExists, Internal, InvalidArgument, JobletError, Unimplemented
+from joblet.errors import (
+    AlreadyExists,
+    Internal,
+    InvalidArgument,
+    JobletError,
+    Unavailable,
+    Unimplemented,
+)
+from joblet.init import journal_process, journal_read
 from joblet.init.directories import Directories
-from joblet.init.journal_copy import JournalCopy
+from joblet.init.journal_process import JournalProcess
+from joblet.init.journal_sync import JournalSync
 from joblet.init.launches import Launches
 from joblet.init.scopes import Scopes
 from joblet.launch.plan import JOB_ID
@@ -43,13 +50,15 @@ class Connection:
         directories: Directories,
         launches: Launches,
         scopes: Scopes,
-        journal: JournalCopy,
+        journal: JournalProcess,
+        sync: JournalSync,
     ) -> None:
         self._link = Link(peer)
         self._directories = directories
         self._launches = launches
         self._scopes = scopes
         self._journal = journal
+        self._sync = sync
         self._mine: set[str] = set()  # launches without their go
         self._slots = asyncio.Semaphore(MAX_REQUESTS)
         self._verbs: dict[str, Callable[[Message, list[int]], Awaitable[Reply]]] = {
@@ -62,7 +71,9 @@ class Connection:
             "stop": self._stop,
             "kill": self._kill,
             "clean-up": self._clean_up,
-            "journal": self._copy,
+            "copy-journal": self._copy_journal,
+            "read-journal": self._read_journal,
+            "sync-journal": self._sync_journal,
         }
 
     async def serve(self) -> None:
@@ -204,15 +215,31 @@ class Connection:
         await asyncio.to_thread(self._directories.remove, job)
         return {}, ()
 
-    async def _copy(self, message: Message, fds: list[int]) -> Reply:
-        job = _job(message)
-        stream = link.number(message, "stream", 1, 2)
-        try:
-            data = base64.b64decode(message.get("data", ""), validate=True)
-        except (binascii.Error, TypeError, ValueError):
-            raise InvalidArgument(f"copy output of job {job}", "data is not base64") from None
-        missing = link.number(message, "missing", 0, MAX_ID) if "missing" in message else 0
-        return {"left_out": self._journal.copy(job, stream, data, missing=missing)}, ()
+    async def _copy_journal(self, message: Message, fds: list[int]) -> Reply:
+        return self._journal_end(journal_process.COPY, {}, socket.SOCK_SEQPACKET)
+
+    async def _read_journal(self, message: Message, fds: list[int]) -> Reply:
+        """Of a job's unit and no other."""
+        wanted = journal_read.wanted(unit_name(_job(message)), message)
+        return self._journal_end(journal_process.READ, wanted, socket.SOCK_STREAM)
+
+    def _journal_end(self, what: str, fields: Mapping[str, object], kind: int) -> Reply:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+        with theirs:
+            try:
+                self._journal.begin(what, fields, theirs)
+            except OSError as error:
+                ours.close()
+                raise Unavailable(
+                    f"{what} the journal",
+                    f"the process that does it: {error.strerror or error}",
+                    hint="systemctl restart joblet-init.service, which no job notices",
+                ) from None
+        return {}, (ours.detach(),)
+
+    async def _sync_journal(self, message: Message, fds: list[int]) -> Reply:
+        await self._sync.sync()
+        return {}, ()
 
     def _own(self, message: Message) -> str:
         job = _job(message)

@@ -11,6 +11,7 @@ DONE_BY: Final = {
     "exec": "start the command",
     "chdir": "enter the work directory",
     "fork": "start a process for the command",
+    "journal": "open the journal for the job's output",
 }
 MAX_SUBJECT: Final = 200  # characters of a path that are shown
 MAX_TEXT: Final = 1000  # bytes: with its step it fits into one write to any pipe

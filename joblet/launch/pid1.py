@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
 
-from joblet.launch import ops, protocol, remains
+from joblet.launch import journal, ops, protocol, remains
 from joblet.launch import syscalls as sys
 from joblet.launch.cgroup import Cgroup, own_path
 from joblet.launch.command import Command
@@ -104,7 +104,7 @@ class Pid1:
         self.directory_fd = directory_fd
         self.gate = gate
         self.streams: Mapping[str, int] = dict(zip(plan.streams, readers, strict=True))
-        self.writers = writers
+        self.writers = writers  # to be closed after the fork; the journal's streams at the end
         self.wall = wall
         self.clock = clock
         self.phase = Phase.WAITING
@@ -123,6 +123,7 @@ class Pid1:
         self.acknowledged = False
         self.proc_sys = -1
         self.cgroup_root = -1
+        self.journal = -1  # journald's socket, for a job whose output goes there
         self.cgroup: Cgroup | None = None
 
     # -- the way ---------------------------------------------------------------------------------
@@ -147,6 +148,7 @@ class Pid1:
                 raise self.failure
             if not self.cause:
                 self._enter_cgroup()
+                self._open_journal()
                 self._launch()
         except Failed as failed:
             self.failure = failed
@@ -165,6 +167,10 @@ class Pid1:
             sys.mount("none", "/", None, sys.MS_REC | sys.MS_PRIVATE)
             step = "cgroup2"
             self.cgroup_root = os.open("/sys/fs/cgroup", os.O_PATH | os.O_CLOEXEC)
+            if self.plan.journal:
+                step = "journal"
+                self.journal = journal.locate()
+            step = "resolv.conf"
             resolv_conf = _read("/etc/resolv.conf")
             # the new root is mounted over the job's directory itself: "work" is found through the
             # current directory, which stays the one beneath
@@ -228,6 +234,17 @@ class Pid1:
         except OSError as error:
             raise Failed(step, error.errno or 0) from error
 
+    def _open_journal(self) -> None:
+        """From inside the scope, or the lines would be another unit's."""
+        if not self.plan.journal:
+            return
+        plan = self.plan
+        try:
+            self.writers = journal.open_streams(self.journal, plan.job, plan.unit, merge=plan.merge)
+        except OSError as error:
+            raise Failed("journal", error.errno or 0) from error
+        os.close(self.journal)
+
     def _launch(self) -> None:
         try:
             self.command = Command(self.plan, tuple(self.writers), self.proc_sys)
@@ -239,7 +256,8 @@ class Pid1:
 
     def _serve(self) -> None:
         """Everything after go; returns when PID 1 may leave."""
-        self._close_writers()
+        if not self.plan.journal:
+            self._close_writers()
         while not self._may_leave():
             self._wait_for_holder()
             poll = select.poll()
@@ -402,8 +420,12 @@ class Pid1:
 
     def _ended(self) -> None:
         self.phase = Phase.ENDED
-        if self.failure and self.writers and not self.cause:  # a command that fails says so itself
+        # a command that fails says so itself
+        if self.failure and self.command is None and self.writers and not self.cause:
             self.failure.log(self.writers[-1])
+        if self.plan.journal:  # before anybody hears of the end
+            for fd in self.writers:
+                journal.end(fd)
         self._close_writers()
         self.record = self._make_record()
         self._write()

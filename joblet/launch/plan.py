@@ -39,6 +39,7 @@ class Plan:
     and
     how large, and knows their D-Bus types. timeout_us and grace_us: 0 means never and at once.
     stop_us: the scope's TimeoutStopSec, by which PID 1 must be gone when systemd stops the scope.
+    journal: stdout and stderr are streams of the journal, and there are no FIFOs.
     """
 
     job: str
@@ -50,6 +51,7 @@ class Plan:
     hostname: str = "joblet"
     description: str = ""
     merge: bool = False
+    journal: bool = False
     timeout_us: int = 0
     grace_us: int = 5_000_000
     stop_us: int = 10_000_000
@@ -58,7 +60,10 @@ class Plan:
     version: int = VERSION
 
     def to_bytes(self) -> bytes:
-        return json.dumps(dataclasses.asdict(self), separators=(",", ":")).encode()
+        fields = dataclasses.asdict(self)
+        if not self.journal:  # an init mode of before knows it not, and need not
+            del fields["journal"]
+        return json.dumps(fields, separators=(",", ":")).encode()
 
     def to_checked(self) -> bytes:
         """For a PID 1, which is forked from this same program: the fields, without the properties,
@@ -79,6 +84,8 @@ class Plan:
     @property
     def streams(self) -> tuple[str, ...]:
         """The FIFOs of this job."""
+        if self.journal:
+            return ()
         return ("out",) if self.merge else ("out", "err")
 
     @property
@@ -128,8 +135,9 @@ class Plan:
                 type(fields[name]) is not int or not 0 <= fields[name] <= MAX_US
             ):
                 raise PlanError(f"{name} is not a number of the allowed size")
-        if type(fields.get("merge", False)) is not bool:
-            raise PlanError("merge is not true or false")
+        for name in ("merge", "journal"):
+            if type(fields.get(name, False)) is not bool:
+                raise PlanError(f"{name} is not true or false")
         if not isinstance(fields.get("properties", {}), dict):
             raise PlanError("properties is not an object")
         return cls(**{**fields, "argv": tuple(argv)})

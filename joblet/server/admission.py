@@ -16,7 +16,7 @@ from typing import Final
 from joblet.config import UID_FIRST, UID_LAST, UIDS_PER_JOB
 from joblet.errors import InvalidArgument, ResourceExhausted, printable
 from joblet.launch.plan import ENV_NAME, MAX_STRING, MAX_STRINGS, WORK, Plan
-from joblet.model import Job, JobSpec
+from joblet.model import JOURNALD, Job, JobSpec
 
 WHAT: Final = "run the job"
 MAX_ENV_VALUE: Final = 32768  # bytes, as the published clients say
@@ -30,6 +30,7 @@ MAX_PLAN_STRINGS: Final = 786_432
 DEFAULT_PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 # host networking under all the names it goes by; everything else is not there, or not yet
 HOST_NETWORKS: Final = frozenset({"", "host", "bridge"})
+LOG_DRIVERS: Final = frozenset({"", JOURNALD})
 # trees of the host that a job sees
 SEEN: Final = ("/usr/", "/bin/", "/sbin/", "/lib/", "/lib64/", "/lib32/")
 NOT_THERE: Final = "it is not there"
@@ -75,6 +76,12 @@ def validate(spec: JobSpec) -> None:
             WHAT,
             f"there is no network {spec.network!r:.80}",
             hint="leave it out: jobs use the host's",
+        )
+    if spec.log_driver not in LOG_DRIVERS:
+        raise InvalidArgument(
+            WHAT,
+            f"there is no log driver {spec.log_driver!r:.80}",
+            hint=f"leave it out for Joblet's own store, or use {JOURNALD} for the host's journal",
         )
 
 
@@ -224,6 +231,7 @@ def plan(job: Job, path: str, properties: Mapping[str, object], *, grace_us: int
         hostname=f"job-{job.id[:8]}",
         description=describe(job),
         merge=spec.merge,
+        journal=spec.log_driver == JOURNALD,
         timeout_us=spec.timeout_us,
         grace_us=grace_us,
         stop_us=grace_us + STOP_MARGIN_US,

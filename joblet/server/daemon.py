@@ -32,7 +32,8 @@ from joblet.server import access, events
 from joblet.server.counts import JobCounts
 from joblet.server.host import Host
 from joblet.server.jobtask import Tools
-from joblet.server.journal import Copier
+from joblet.server.journal import Channel, Copier
+from joblet.server.journal_log import JournalLogs
 from joblet.server.launcher import Launcher
 from joblet.server.limits import CONTROLLERS, MIB, Enforcement
 from joblet.server.load import Load
@@ -131,7 +132,9 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
         registry = Registry(time.monotonic)
         counts, metrics = JobCounts.of(registry), LogMetrics.of(registry)
         _feed(metrics, logs, bounds)
-        supervisor = _supervisor(settings, records, logs, launcher, units, counts)
+        channel = Channel(launcher)
+        stack.callback(channel.close)
+        supervisor = _supervisor(settings, records, logs, launcher, units, channel, counts)
         counts.running.watch(supervisor.running)
         stack.push_async_callback(_bounded, "let go of the jobs", supervisor.close)
         await stack.enter_async_context(_background(units.follow(supervisor.unit_stopping)))
@@ -139,6 +142,7 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
         await logs.settle()
         jobs = JobService(
             supervisor,
+            JournalLogs(launcher),
             node_id=settings.server.node_id,
             chunk_bytes=settings.buffers.chunk_bytes,
             metrics=metrics,
@@ -209,8 +213,12 @@ def _supervisor(
     logs: LogStore,
     launcher: Launcher,
     units: JobUnits,
+    channel: Channel,
     counts: JobCounts,
 ) -> Supervisor:
+    copier = Copier(
+        channel, rate=settings.journal.rate, burst=settings.journal.burst, wall_us=_clock_us
+    )
     tools = Tools(
         records=records,
         logs=logs,
@@ -219,7 +227,8 @@ def _supervisor(
         clock_us=_clock_us,
         grace_us=settings.cgroup.grace_us,
         witness=units.witness,
-        copy=Copier(launcher).copy,
+        sync=launcher.sync_journal,
+        copy=copier.copy,
         counts=counts,
     )
     defaults = Limits(

@@ -25,7 +25,7 @@ from joblet.errors import Internal, JobletError, NotFound, Unavailable
 from joblet.launch import protocol
 from joblet.launch.plan import Plan
 from joblet.launch.protocol import ExitRecord, ProtocolError
-from joblet.model import End, Job, JobState, Limits, Reason, move
+from joblet.model import JOURNALD, End, Job, JobState, Limits, Reason, move
 from joblet.server import ending, events, patience, results
 from joblet.server.counts import JobCounts
 from joblet.server.ctl import Ctl
@@ -42,6 +42,7 @@ STREAM_NUMBERS: Final = {name: number for number, name in enumerate(protocol.STR
 HANG_UP_S: Final = 10.0  # from the acknowledgement to PID 1's end; about 1 ms
 SENSELESS_TRIES: Final = 3  # connections that bring nonsense before systemd ends the scope
 BACKSTOP_S: Final = 2.0  # that PID 1 has beyond the grace before systemd ends its scope
+SYNC_S: Final = 5.0  # that a job's end may wait for the journal, if its output goes there
 COPY_S: Final = 2.0  # that the journal's copy may take to catch up with a job that has ended
 
 
@@ -61,8 +62,11 @@ class Tools:
     grace_us: int
     # what systemd was asked to do with a unit; called when a record leaves it open
     witness: Callable[[str], Awaitable[Witness]]
-    # a plain copy of the job's lines for the journal, from an offset to the log's end
-    copy: Callable[[Job, JobLog, int], Awaitable[None]]
+    # returns when the journal has all that was written to it
+    sync: Callable[[], Awaitable[None]]
+    # a plain copy of the job's lines for the journal, from an offset to the log's end; the event
+    # is the job's end
+    copy: Callable[[Job, JobLog, int, asyncio.Event], Awaitable[None]]
     counts: JobCounts
 
 
@@ -306,11 +310,8 @@ class JobTask:
         job_log.attended()
         job_log.hide(self.job.spec.secret_environment.values())
         if job_log.expected is None:
-            await job_log.expect(self._streams())
+            await job_log.expect(self.job.spec.streams)
         return job_log
-
-    def _streams(self) -> tuple[int, ...]:
-        return (1,) if self.job.spec.merge else (1, 2)
 
     # -- holding `ctl` ---------------------------------------------------------------------------
 
@@ -400,7 +401,7 @@ class JobTask:
                 read = job_log.size
                 self._attach(fds, job_log)
                 self._running(fields)
-                if self._copying is None:
+                if self._copying is None and self.job.spec.streams:
                     self._copying = self._help(self._copy(job_log, read))
             elif record is not None:
                 dead = (
@@ -423,7 +424,7 @@ class JobTask:
 
     async def _copy(self, job_log: JobLog, from_offset: int) -> None:
         try:
-            await self._tools.copy(self.job, job_log, from_offset)
+            await self._tools.copy(self.job, job_log, from_offset, self.ended)
         except JobletError:
             raise
         except Exception:  # a bug in what is only a copy must not cost the job its supervision
@@ -541,7 +542,7 @@ class JobTask:
             went = self._went or ran
             missing = []
             for name, number in STREAM_NUMBERS.items():
-                if number not in self._streams() or number in job_log.attached:
+                if number not in self.job.spec.streams or number in job_log.attached:
                     continue
                 if (rest := found.rest(name)) is not None:
                     await self._insist(job_log.import_rest, number, *rest)
@@ -569,8 +570,10 @@ class JobTask:
 
     async def _end(self, end: End, job_log: JobLog, record: ExitRecord | None = None) -> None:
         """Everything read, everything on disk, then the world hears of it."""
-        for stream in self._streams():
+        for stream in self.job.spec.streams:
             await self._insist(job_log.finish, stream)
+        if self.job.spec.log_driver == JOURNALD:
+            await self._sync_journal()
         self._ending = True
         self._may_have_failed = (
             record is None
@@ -604,6 +607,15 @@ class JobTask:
         self._hear_of_the_end()
         self._tools.counts.ended(job)
         events.ended(job)
+
+    async def _sync_journal(self) -> None:
+        """Who hears of the end can read what was printed before it. Not at any price: a journal
+        that does not answer has the rest a little later, or says nothing of it."""
+        try:
+            async with asyncio.timeout(SYNC_S):
+                await self._tools.sync()
+        except (JobletError, TimeoutError) as error:
+            log.warning("the journal may lack the end: %s", error, extra={"job": self.job.id})
 
     def _hear_of_the_end(self) -> None:
         """Whoever waits for the final record, which is safe."""

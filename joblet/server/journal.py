@@ -1,28 +1,44 @@
 # SPDX-License-Identifier: MIT
-"""A plain copy of a job's output for the journal: whole lines, sent through init mode,
-rate-limited.
+"""A plain copy of a job's output for the journal: whole lines, sent through init mode, limited.
 
-The log store is the truth. Lines beyond the rate are left out and counted, and a line says so; the
-copy reads the log like any follower and can neither delay the job nor its launch.
+The log store is the truth. What is beyond the limit is left out, and a line in its place says how
+much. The copy reads the log like any follower, and delays neither the job, nor a launch, nor
+another follower; what it leaves out it passes over without reading it.
+
+Each job has a burst and then a rate (a token bucket). One that is over its limit pauses, and goes
+on with the newest output that it can afford: so the last words of a loud job are always there. The
+same happens to a copy that falls behind, because journald is slow or the jobs are many.
 """
 
+import asyncio
+import contextlib
+import json
 import logging
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from joblet.errors import Unavailable
+from joblet.errors import JobletError, Unavailable
 from joblet.launch import protocol
 from joblet.model import Job
 from joblet.server.launcher import Launcher
 from joblet.server.logs import Chunk, JobLog
 
+if TYPE_CHECKING:
+    import socket
+
 log = logging.getLogger(__name__)
 
 BATCH_BYTES: Final = 49_152  # of one message to init mode
 MAX_LINE: Final = BATCH_BYTES - 1  # a longer line is cut, as journald itself cuts at 48 KiB
-RATE: Final = 1_000_000  # bytes/s of one job, in the long run
-BURST: Final = 8_000_000  # bytes that a quiet job may send at once
+READ_BYTES: Final = BATCH_BYTES // 2
+PAUSE_S: Final = 1.0  # of a copy that is over its limit
+LATE_US: Final = 2_000_000  # output that is older is passed over
+LAST_BYTES: Final = 4096  # of a job that has ended, copied whatever its limit says
+END_S: Final = 1.0  # that a copy may take to catch up with a job that has ended
+AWAY_S: Final = 1.0  # how long init mode is not asked again
+# A loss of unknown size sends offsets further than any output can be.
+UNKNOWN_BYTES: Final = 1 << 39
 
 
 class LineSplitter:
@@ -30,6 +46,7 @@ class LineSplitter:
 
     def __init__(self) -> None:
         self._rest = b""
+        self._within = False  # a line whose beginning was not seen
 
     def feed(self, data: bytes) -> bytes:
         """The whole lines there are now, newlines included."""
@@ -46,6 +63,21 @@ class LineSplitter:
         rest, self._rest = self._rest, b""
         return rest + b"\n" if rest else b""
 
+    def pass_over(self) -> int:
+        """Something is left out before what comes next, and with it both halves of the lines at its
+        edges; how many bytes that are so far."""
+        rest, self._rest = self._rest, b""
+        self._within = True
+        return len(rest)
+
+    def resume(self, data: bytes) -> bytes:
+        """`data` from the first beginning of a line on."""
+        if not self._within:
+            return data
+        _, newline, behind = data.partition(b"\n")
+        self._within = not newline
+        return behind
+
 
 def _cut(line: bytes) -> bytes:
     """A line, without its newline, as lines that are not too long."""
@@ -53,73 +85,214 @@ def _cut(line: bytes) -> bytes:
 
 
 class Budget:
-    """A token bucket in bytes; `clock` in seconds."""
+    """A token bucket in bytes, full at the start; `clock` in seconds."""
 
     def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
         self._rate, self._burst, self._clock = rate, burst, clock
         self._left, self._at = burst, clock()
 
-    def take(self, size: int) -> bool:
+    @property
+    def left(self) -> int:
         now = self._clock()
         self._left = min(self._burst, self._left + (now - self._at) * self._rate)
         self._at = now
-        if self._left < size:
+        return int(self._left)
+
+    def take(self, size: int) -> bool:
+        if self.left < size:
             return False
         self._left -= size
         return True
 
 
-class Copier:
+class Channel:
+    """To who sends for us: one for all jobs, opened when it is needed. A message at a time, each
+    answered; whoever waits for their turn falls behind, and passes over what is late."""
+
     def __init__(self, launcher: Launcher, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._launcher = launcher
         self._clock = clock
+        self._socket: socket.socket | None = None
+        self._turn = asyncio.Lock()
+        self._away_until = 0.0
 
-    async def copy(self, job: Job, job_log: JobLog, from_offset: int) -> None:
-        """From an offset to the log's end. Raises JobletError when the log does.
+    async def send(self, job: str, stream: int, lines: bytes, *, missing: int = 0) -> int:
+        """Whole lines; how many of them, always the last ones, journald did not take. missing: they
+        are our note of so many bytes that are not there. Raises JobletError."""
+        head = json.dumps({"job": job, "stream": stream, "missing": missing}).encode()
+        async with self._turn:
+            try:
+                answer = json.loads(await self._exchange(head + b"\n" + lines))
+                return int(answer["left_out"])
+            except BaseException as error:
+                self.close()  # an answer that nobody waited for would be the next one's
+                self._away_until = self._clock() + AWAY_S
+                if isinstance(error, OSError | ValueError | KeyError | TypeError):
+                    raise Unavailable("copy lines to the journal", f"{error}") from None
+                raise
+
+    async def _exchange(self, message: bytes) -> bytes:
+        if self._socket is None:
+            if self._clock() < self._away_until:
+                raise Unavailable("copy lines to the journal", "init mode was away just now")
+            self._socket = await self._launcher.copy_journal()
+            self._socket.settimeout(0)
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(self._socket, message)
+        if answer := await loop.sock_recv(self._socket, 1024):
+            return answer
+        raise Unavailable("copy lines to the journal", "init mode hung up")
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+class Copier:
+    """rate, burst: of each job, in bytes a second and bytes. A rate of 0: no copies."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        *,
+        rate: int,
+        burst: int,
+        clock: Callable[[], float] = time.monotonic,
+        wall_us: Callable[[], int],
+    ) -> None:
+        self._channel = channel
+        self._rate, self._burst = rate, burst
+        self._clock = clock
+        self._wall_us = wall_us
+
+    async def copy(self, job: Job, job_log: JobLog, from_offset: int, ended: asyncio.Event) -> None:
+        """From an offset to the log's end; behind `ended` it makes haste. Raises JobletError when
+        the log does.
 
         While init mode is away, which restarts when it likes, lines are left out.
         """
-        budget = Budget(RATE, BURST, self._clock)
-        splitters = {number: LineSplitter() for number in range(1, len(protocol.STREAMS) + 1)}
-        left_out = 0
-        async for item in job_log.follow(from_offset, max_bytes=BATCH_BYTES // 2):
+        if self._rate:
+            budget = Budget(self._rate, self._burst, self._clock)
+            copy = _Copy(job, job_log, self._channel, budget, self._clock, self._wall_us)
+            await copy.run(from_offset, ended)
+
+
+class _Copy:
+    """Of one job."""
+
+    def __init__(
+        self,
+        job: Job,
+        job_log: JobLog,
+        channel: Channel,
+        budget: Budget,
+        clock: Callable[[], float],
+        wall_us: Callable[[], int],
+    ) -> None:
+        self._job = job
+        self._log = job_log
+        self._channel = channel
+        self._budget = budget
+        self._clock = clock
+        self._wall_us = wall_us
+        self._splitters = {n: LineSplitter() for n in range(1, len(protocol.STREAMS) + 1)}
+        self._left_out = 0  # bytes that no note has told of yet
+        self._at_least = False
+        self._hurry_at: float | None = None
+
+    async def run(self, offset: int, ended: asyncio.Event) -> None:
+        follower = self._log.follow(offset, max_bytes=READ_BYTES)
+        while (item := await follower.read()) is not None:
+            offset = item.offset_end
             if not isinstance(item, Chunk):
                 continue
-            lines = splitters[item.stream].feed(item.data)
-            if not lines:
+            if not self._late(item, ended):
+                if self._affords(item, ended):
+                    await self._copy(item)
+                    continue
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(PAUSE_S):
+                        await ended.wait()
+            target = self._target(item, ended)
+            if target - item.offset >= UNKNOWN_BYTES:
+                # the log ends with a loss, and nobody knows where its last bytes are
+                self._at_least = True
+                self._pass_over(len(item.data))
+                break
+            if target > item.offset:
+                self._pass_over(target - item.offset)
+            elif self._affords(item, ended):
+                await self._copy(item)
                 continue
-            if not budget.take(len(lines)):
-                left_out += lines.count(b"\n")
-                continue
-            left_out = await self._note(job, item.stream, left_out)
-            left_out += await self._send(job, item.stream, lines)
-        for number, splitter in splitters.items():
+            else:
+                self._pass_over(len(item.data))
+                target = offset
+            follower = self._log.follow(target, max_bytes=READ_BYTES)
+        for number, splitter in self._splitters.items():
             if rest := splitter.end():
-                left_out += await self._send(job, number, rest)
-        await self._note(job, 1, left_out)
+                await self._send(number, rest)
+        await self._note(1)
 
-    async def _note(self, job: Job, stream: int, left_out: int) -> int:
-        """Say that lines are missing; how many are still to be told of, if the note is, too."""
-        if not left_out:
-            return 0
-        note = f"joblet: {left_out} lines left out here; see `rnx job log {job.id[:8]}`\n"
-        lost = await self._hand_over(job, stream, note.encode(), missing=left_out)
-        return left_out if lost else 0
+    def _late(self, item: Chunk, ended: asyncio.Event) -> bool:
+        """Whether what was just read is too old to be copied before what is newer."""
+        behind = self._log.size - item.offset_end
+        if behind < BATCH_BYTES:
+            return False
+        if ended.is_set():
+            self._hurry_at = self._hurry_at or self._clock() + END_S
+            return self._clock() > self._hurry_at
+        return self._wall_us() - item.time_us > LATE_US
 
-    async def _send(self, job: Job, stream: int, lines: bytes) -> int:
-        left_out = 0
+    def _affords(self, item: Chunk, ended: asyncio.Event) -> bool:
+        last = ended.is_set() and self._log.size - item.offset <= LAST_BYTES
+        return self._budget.take(len(item.data)) or last
+
+    def _target(self, item: Chunk, ended: asyncio.Event) -> int:
+        """The newest offset from which the rest can be afforded, this chunk's if all of it can."""
+        room = self._budget.left
+        if self._late(item, ended):
+            room = min(room, BATCH_BYTES)
+        if ended.is_set():
+            room = max(room, LAST_BYTES)
+        return max(item.offset, self._log.size - room)
+
+    def _pass_over(self, count: int) -> None:
+        self._left_out += count
+        for splitter in self._splitters.values():
+            self._left_out += splitter.pass_over()
+
+    async def _copy(self, item: Chunk) -> None:
+        splitter = self._splitters[item.stream]
+        data = splitter.resume(item.data)
+        self._left_out += len(item.data) - len(data)
+        if lines := splitter.feed(data):
+            await self._note(item.stream)
+            await self._send(item.stream, lines)
+
+    async def _note(self, stream: int) -> None:
+        """Say that something is missing; not said, it is still to be told of."""
+        if not self._left_out:
+            return
+        count = f"{'at least ' if self._at_least else ''}{self._left_out} bytes"
+        note = f"joblet: {count} left out here; see `rnx job log {self._job.id[:8]}`\n"
+        if not await self._hand_over(stream, note.encode(), missing=self._left_out):
+            self._left_out = 0
+
+    async def _send(self, stream: int, lines: bytes) -> None:
         while lines:
             part = lines[:BATCH_BYTES]
             if len(lines) > BATCH_BYTES:
                 part = part[: part.rfind(b"\n") + 1] or part
-            left_out += await self._hand_over(job, stream, part)
+            if refused := await self._hand_over(stream, part):
+                last = part.removesuffix(b"\n").split(b"\n")[-refused:]
+                self._left_out += sum(map(len, last)) + len(last)
             lines = lines[len(part) :]
-        return left_out
 
-    async def _hand_over(self, job: Job, stream: int, lines: bytes, *, missing: int = 0) -> int:
+    async def _hand_over(self, stream: int, lines: bytes, *, missing: int = 0) -> int:
         """How many lines were left out."""
         try:
-            return await self._launcher.journal(job.id, stream, lines, missing=missing)
-        except Unavailable as error:
-            log.debug("%s", error, extra={"job": job.id})
+            return await self._channel.send(self._job.id, stream, lines, missing=missing)
+        except JobletError as error:
+            log.debug("%s", error, extra={"job": self._job.id})
             return lines.count(b"\n")

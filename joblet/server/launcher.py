@@ -7,14 +7,13 @@ nothing, and the next request finds the link again. Must not import anything of 
 """
 
 import asyncio
-import base64
 import contextlib
 import fcntl
 import logging
 import os
 import socket
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from joblet import link
 from joblet.errors import InvalidArgument, JobletError, Unavailable
@@ -165,7 +164,7 @@ class Launcher:
             raise self._no_link()
 
     async def _ask(
-        self, verb: str, fds: Sequence[int] = (), *, answer_s: float = ANSWER_S, **fields: object
+        self, verb: str, fds: Sequence[int] = (), *, answer_s: float = ANSWER_S, **fields: Any
     ) -> tuple[Message, list[int]]:
         if not self._up.is_set():
             await (self.wait_up() if self._lost_at is None else self._again())
@@ -260,12 +259,20 @@ class Launcher:
         FailedPrecondition while PID 1 lives."""
         await self._ask("clean-up", job=job, failed=failed)
 
-    async def journal(self, job: str, stream: int, data: bytes, *, missing: int = 0) -> int:
-        """Copies whole lines; how many were left out. missing: they are our note of so many lines
-        that are not there."""
-        text = base64.b64encode(data).decode()
-        ok, _ = await self._ask("journal", job=job, stream=stream, data=text, missing=missing)
-        return int(ok.get("left_out", 0))
+    async def copy_journal(self) -> socket.socket:
+        """A channel for plain copies of jobs' lines; init/journal_copy.py says what it speaks."""
+        _, fds = await self._ask("copy-journal")
+        return _socket(fds)
+
+    async def read_journal(self, job: str, **wanted: Any) -> socket.socket:
+        """Frames of what the journal has of the job's unit: init/journal_read.py. Raises
+        InvalidArgument."""
+        _, fds = await self._ask("read-journal", (), **{"job": job, **wanted})
+        return _socket(fds)
+
+    async def sync_journal(self) -> None:
+        """Returns when journald has taken in all that was written before."""
+        await self._ask("sync-journal")
 
 
 def _socket(fds: Sequence[int]) -> socket.socket:

@@ -283,7 +283,7 @@ class Supervisor:
             job_log.give_up(_unattended(job.id))
             return
         if job_log.expected is None:
-            await job_log.expect((1,) if job.spec.merge else (1, 2))
+            await job_log.expect(job.spec.streams)
         for stream in job_log.expected or ():
             await job_log.finish(stream)
 

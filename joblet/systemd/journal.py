@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The journal: what this process logs, and copies of what jobs print.
 
-Both go to journald in its native protocol over a datagram socket that never blocks: an event loop
-logs, and a launch must not wait for a journal that is busy. What the journal does not take is left
-out, counted, and said with the next message that gets through (log records), or reported to the
-caller (lines of jobs).
+Both go to journald in its native protocol over a datagram socket. It never blocks where an event
+loop logs, for a launch must not wait for a journal that is busy; who sends lines of jobs and does
+nothing else may wait a moment. What the journal does not take is left out, counted, and said with
+the next message that gets through (log records), or reported to the caller (lines of jobs).
 
 Where stderr is not the journal, records are lines of text or JSON on stderr.
 Stdlib alone, although there is python3-systemd: its way of sending blocks.
@@ -43,7 +43,7 @@ FIELDS: Final[Mapping[str, str]] = {
     "JOBLET_STATE": "the job's last state: COMPLETED, FAILED or STOPPED",
     "JOBLET_EXIT_CODE": "the exit code of a job's command that ended by itself",
     "JOBLET_SIGNAL": "the number of the signal that ended the job",
-    "JOBLET_LEFT_OUT": "how many lines of the job are missing here",
+    "JOBLET_LEFT_OUT": "how many bytes of the job's output are missing here",
     "JOBLET_LIMITS": "the limits that are not enforced, by their names",
     "JOBLET_JOBS": "how many running jobs the server took back",
     "JOBLET_LOGS": "how many logs have no record",
@@ -68,10 +68,17 @@ NO_FIELDS: Final[Mapping[str, str]] = {}
 class Journal:
     """A socket to journald, for one process. Threads may share it."""
 
-    def __init__(self, path: str = SOCKET) -> None:
+    def __init__(self, path: str = SOCKET, *, patience_ms: int = 0) -> None:
+        """patience_ms: how long an entry may wait for a journal that is busy, less than 1000."""
         self._path = path
         # Not connected, so that it survives journald's restarts.
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        if patience_ms:
+            # not Python's time-out: that waits for our own socket's room, which is always there
+            limit = struct.pack("@ll", 0, patience_ms * 1000)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        else:
+            self._socket.settimeout(0)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER_BYTES)
         except PermissionError:
@@ -81,7 +88,7 @@ class Journal:
         self._socket.close()
 
     def send(self, fields: Iterable[tuple[str, bytes]]) -> bool:
-        """One entry. Says whether the journal took it; never blocks, raises no OSError."""
+        """One entry. Says whether the journal took it; raises no OSError."""
         return self._send([entry_field(name, value) for name, value in fields])
 
     def send_lines(
@@ -100,7 +107,7 @@ class Journal:
         stream: "stdout" or "stderr". Lines are bytes without the newline at their end and may hold
         any byte. extra: more fields, for lines that are not the job's own. Returns how many were
         left out: always the last ones, because after the first that the journal does not take the
-        rest is not tried. Never blocks, raises no OSError.
+        rest is not tried. Raises no OSError.
         """
         head = b"".join(
             entry_field(name, value.encode())

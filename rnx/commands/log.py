@@ -48,6 +48,12 @@ INT64_MAX = 2**63 - 1  # what a request can say
     help="Leave out the log's first bytes.",
 )
 @click.option(
+    "--from-cursor",
+    default="",
+    metavar="CURSOR",
+    help="Of a job with --log-driver=journald: begin behind this position.",
+)
+@click.option(
     "--strict", is_flag=True, help=f"Exit with {Exit.INCOMPLETE:d} if bytes of it are missing."
 )
 @global_options
@@ -65,6 +71,7 @@ def command(
     only_stderr: bool,
     split: bool,
     from_offset: int,
+    from_cursor: str,
     strict: bool,
 ) -> int:
     """Show a job's output, and follow it.
@@ -93,6 +100,7 @@ def command(
     now = env.now()
     selection = Selection(
         from_offset=min(from_offset, INT64_MAX),
+        from_cursor=from_cursor,
         no_follow=not follow,
         since_us=_moment(context, "--since", since, now),
         until_us=_moment(context, "--until", until, now),

@@ -39,6 +39,8 @@ class RunCommand(click.Command):
             session: Session = ctx.obj
             session.config_file = option(words, "--config") or session.config_file
             return complete.node_items(session, incomplete)
+        if awaiting is not None and awaiting.values:
+            return [CompletionItem(v) for v in awaiting.values if v.startswith(incomplete)]
         if awaiting is not None:
             return [complete.file_item(incomplete)] if awaiting.name == "--config" else []
         if not (may_be_flag and incomplete.startswith("-")):
@@ -122,6 +124,7 @@ def _request(run: RunArgs) -> "pb.RunJobRequest":
         timeout=run.timeout,
         network=run.network,
         merge=run.merge,
+        log_driver=run.log_driver,
     )
 
 

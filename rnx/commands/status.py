@@ -57,6 +57,7 @@ def status_text(job: "pb.GetJobStatusResponse", env: Environment) -> str:
         _section("Network Configuration", _named({"Network": job.network})),
         _section("Volumes", [f"- {volume}" for volume in job.volumes]),
         _section("Working Directory", _named({"Work Dir": job.work_dir})),
+        _section("Output", _named({"Log Driver": job.log_driver})),
         _section("Uploaded Files", [f"- {upload}" for upload in job.uploads]),
         _section("Environment Variables", _variables(job)),
         _section("Result", _result(job)),
@@ -245,6 +246,7 @@ def status_json(job: "pb.GetJobStatusResponse") -> dict[str, Any]:
         "createdBy": job.created_by,
         "stoppedBy": job.stopped_by,
         "timeout": job.timeout,
+        "logDriver": job.log_driver,
         "effectiveLimits": _effective_json(job),
         "usage": _usage_json(job),
     }

@@ -249,6 +249,10 @@ class Traces:
         cgroup = "/sys/fs/cgroup/system.slice/joblet-init.service/cgroup.procs"
         return self._run(["cat", cgroup]).check().text.split()
 
+    def zygote(self) -> str:
+        [pid] = self._run(["pgrep", "-x", "joblet-zygote"]).check().text.split()
+        return pid
+
     def descriptors(self, pid: int | str) -> list[str]:
         text = self._run(f"for f in /proc/{pid}/fd/*; do readlink $f; done").text
         return [line for line in text.splitlines() if line]
@@ -498,7 +502,7 @@ def test_a_job_sees_nothing_of_init_mode(init: Talk, client: Client, machine: Ns
     assert listener.startswith("socket:")
     for pid in (*traces.of_init(), str(ok["pid"])):
         assert (listener in traces.descriptors(pid)) == (int(pid) == traces.main)
-    [zygote] = [pid for pid in traces.of_init() if int(pid) != traces.main]
+    zygote = traces.zygote()
     kinds = sorted(t.split(":")[0] for t in traces.descriptors(int(zygote))[3:])
     assert kinds == ["pid", "socket"]
     ctl.say(protocol.STOP, grace_us=0)
@@ -593,7 +597,7 @@ def test_its_end_withdraws_what_waits(client: Client, init: Talk, machine: Nspaw
 
 def test_without_its_zygote_it_is_started_anew(init: Talk, machine: Nspawn) -> None:
     traces = Traces(machine)
-    [zygote] = [pid for pid in traces.of_init() if int(pid) != traces.main]
+    zygote = traces.zygote()
     machine.run(["kill", "-KILL", zygote]).check()
     lost = plan("true")
     with pytest.raises(Exception, match=r"cannot fork the job's PID 1|init mode has hung up"):

@@ -167,13 +167,27 @@ def test_the_journal_has_a_jobs_lines_under_its_unit_and_its_id(rnx: Rnx, machin
 
 
 def test_lines_beyond_the_rate_are_missed_aloud(rnx: Rnx, machine: Nspawn) -> None:
-    job = rnx.start("sh", "-c", "yes 0123456789012345678901234567890123456789 | head -c 30000000")
+    """And every byte is there or counted, with the job's last words."""
+    many = "yes 0123456789012345678901234567890123456789 | head -c 300000000"
+    job = rnx.start("sh", "-c", f"{many}; echo; echo the last word")
     rnx.ended(job)
     match = (f"JOBLET_JOB_ID={job}", f"MESSAGE_ID={messages.LINES_LEFT_OUT}")
     eventually(lambda: entries(machine, *match), timeout=30, what="the note")
     for entry in entries(machine, *match):
         assert int(entry["JOBLET_LEFT_OUT"]) > 0
-        assert f"{entry['JOBLET_LEFT_OUT']} lines left out here" in entry["MESSAGE"]
+        assert f"{entry['JOBLET_LEFT_OUT']} bytes left out here" in entry["MESSAGE"]
+
+    def lines() -> list[str]:
+        return [
+            e["MESSAGE"] for e in entries(machine, f"JOBLET_JOB_ID={job}", "JOBLET_STREAM=stdout")
+        ]
+
+    eventually(lambda: lines()[-1] == "the last word", what="the job's last word")
+    copied = [line for line in lines() if not line.startswith("joblet: ")]
+    left_out = sum(int(entry["JOBLET_LEFT_OUT"]) for entry in entries(machine, *match))
+    size = len(rnx.log(job))
+    assert sum(len(line) + 1 for line in copied) + left_out == size
+    assert left_out > size / 2
 
 
 # -- the services ----------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ ROOMS = {
     "joblet.__main__": (
         "server.daemon",
         "init.daemon",
+        "init.journal_process",
         "launch.zygote",
         "admin.cli",
         "config",
@@ -57,7 +58,7 @@ SERVER = (
     ("launcher", "ctl", "units", "load"),
     ("records", "logs", "access", "limits", "admission", "ending", "audit", "counts", "host"),
 )
-NOUNS = ("records", "host")
+NOUNS = ("host", "journal", "records")
 
 # Packages of others -> who may import them.
 FOREIGN = {
@@ -65,13 +66,15 @@ FOREIGN = {
     "joblet_pb": ("joblet.server.rpc", "rnx"),
     "google": ("joblet.server.rpc", "rnx.client", "rnx.formats"),
     "dbus_next": ("joblet.systemd.bus",),
+    "systemd": ("joblet.systemd.unit_journal",),
     "cryptography": ("joblet.server.access", "joblet.admin"),
     "yaml": ("joblet.config.reading", "joblet.admin.files", "rnx.config"),
     "click": ("joblet.admin.cli", "rnx"),
 }
 
-# Only a process of the job's own becomes something else, and only the zygote and PID 1 fork.
-FORKS = {"joblet.launch.zygote", "joblet.launch.command"}
+# Only a process of the job's own becomes something else, and only the zygote, PID 1 and the
+# journal's process fork.
+FORKS = {"joblet.launch.zygote", "joblet.launch.command", "joblet.init.journal_process"}
 EXECS = {"joblet.launch.command"}
 
 # What a PID 1 carries along: all that is loaded before the zygote is forked.

@@ -10,6 +10,7 @@ from joblet.errors import InvalidArgument, Unimplemented
 from joblet.model import Job, JobSpec, Limits
 from joblet.server.admission import WHAT
 from joblet.server.deletion import Deleted
+from joblet.server.journal_log import Begin, Complete, Item, Missing, Wanted
 from joblet.server.logs import Gap, Piece, Selection
 from joblet_pb import joblet_pb2 as pb
 
@@ -17,6 +18,7 @@ MIB: Final = 1 << 20
 SECRET: Final = "***"  # noqa: S105 - what stands for one
 SOME: Final = 3  # ids that a message names
 INT32: Final = 2**31 - 1
+MAX_US: Final = 2**53  # later times are no times
 INT64: Final = 2**63 - 1
 MAX_TIMEOUT_US: Final = 366 * 86_400_000_000
 
@@ -53,6 +55,7 @@ def spec(request: pb.RunJobRequest) -> JobSpec:
         ),
         timeout_us=_timeout(request.timeout),
         merge=request.merge,
+        log_driver=request.log_driver,
     )
 
 
@@ -134,6 +137,7 @@ def job_status(job: Job, node_id: str) -> pb.GetJobStatusResponse:
         ),
         max_tasks=asked.max_tasks,
         merge=job.spec.merge,
+        log_driver=job.spec.log_driver,
     )
 
 
@@ -165,6 +169,56 @@ def listed(job: Job, node_id: str) -> pb.Job:
         signal=end.signal if end else 0,
         max_tasks=asked.max_tasks,
     )
+
+
+def journal_selection(request: pb.GetJobLogsRequest) -> Wanted:
+    """The same for a log that is in the journal. Raises InvalidArgument."""
+    tail = min(request.tail_lines, INT32) if request.HasField("tail_lines") else -1
+    if request.from_cursor and (request.since_us or tail >= 0):
+        raise InvalidArgument(
+            "read the log from a cursor",
+            "where it begins is said already",
+            hint="leave --since and --tail out",
+        )
+    return Wanted(
+        cursor=request.from_cursor,
+        since_us=_us(request.since_us),
+        until_us=_us(request.until_us),
+        tail=max(tail, -1),
+        stream=_stream(request.stream),
+        single=request.arrivals,
+    )
+
+
+def _us(value: int) -> int:
+    """Raises InvalidArgument."""
+    if not 0 <= value <= MAX_US:
+        raise InvalidArgument("read the log", f"{value} is no time")
+    return value
+
+
+def _stream(value: int) -> int:
+    """Raises InvalidArgument."""
+    if not 0 <= value <= 2:
+        raise InvalidArgument("read the log", f"there is no stream {value}")
+    return value
+
+
+def journal_chunk(item: Item, *, arrivals: bool = False) -> pb.DataChunk:
+    """A piece of a log that is in the journal."""
+    if isinstance(item, Complete):
+        return pb.DataChunk(end=True)
+    if isinstance(item, Begin):
+        return pb.DataChunk(begin=True, cursor=item.cursor)
+    chunk = pb.DataChunk(stream=item.stream, time_us=item.time_us, cursor=item.cursor)
+    if isinstance(item, Missing):
+        chunk.gap.kind, chunk.gap.bytes, chunk.gap.lines = item.kind, -1, item.lines
+        return chunk
+    chunk.payload = item.data
+    if arrivals:
+        chunk.arrivals.at.append(0)
+        chunk.arrivals.time_us.append(item.time_us)
+    return chunk
 
 
 def stop_response(job: Job) -> pb.StopJobResponse:

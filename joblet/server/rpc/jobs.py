@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: MIT
 """JobService: what of it is served. Thin: proto in, the supervisor's answer out."""
 
+import contextlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Final
 
 from joblet.errors import InvalidArgument
+from joblet.model import JOURNALD, Job
 from joblet.server import audit
+from joblet.server.journal_log import JournalLogs
 from joblet.server.logs import LogMetrics
 from joblet.server.rpc import convert
 from joblet.server.rpc.guard import Caller, Stream, Unary
@@ -20,9 +23,16 @@ PATH: Final = "/joblet.JobService/"
 
 class JobService:
     def __init__(
-        self, supervisor: Supervisor, *, node_id: str, chunk_bytes: int, metrics: LogMetrics
+        self,
+        supervisor: Supervisor,
+        journal: JournalLogs,
+        *,
+        node_id: str,
+        chunk_bytes: int,
+        metrics: LogMetrics,
     ) -> None:
         self._supervisor = supervisor
+        self._journal = journal
         self._metrics = metrics
         self._node_id = node_id
         self._chunk_bytes = chunk_bytes
@@ -81,6 +91,17 @@ class JobService:
         """History and live in one; ends behind the explicit end of the log, when the record is
         final."""
         job = await self._supervisor.get(request.uuid)
+        if job.spec.log_driver == JOURNALD:
+            async with contextlib.aclosing(self._journal_logs(request, job)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            return
+        if request.from_cursor:
+            raise InvalidArgument(
+                f"read the log of job {job.id} from a cursor",
+                "it is in the server's store, where positions are offsets",
+                hint="use --from-offset",
+            )
         log = await self._supervisor.open_log(job.id)
         wanted = convert.selection(request)
         selected = log.select(wanted, max_bytes=self._chunk_bytes)
@@ -97,3 +118,26 @@ class JobService:
             yield pb.DataChunk(offset_end=selected.offset, end=True)
         elif selected.complete:
             yield pb.DataChunk(offset_end=selected.offset, end=True)
+
+    async def _journal_logs(
+        self, request: pb.GetJobLogsRequest, job: Job
+    ) -> AsyncGenerator[pb.DataChunk, None]:
+        """The same of a job whose log driver is journald."""
+        if request.from_offset:
+            raise InvalidArgument(
+                f"read the log of job {job.id} from an offset",
+                "it is in the journal, where positions are cursors",
+                hint="use --from-cursor",
+            )
+
+        async def ended() -> Job:
+            await self._supervisor.wait_ended(job.id)
+            return await self._supervisor.get(job.id)
+
+        wanted = convert.journal_selection(request)
+        if convert.selection(request).narrow and wanted.begins:
+            yield pb.DataChunk(begin=True, cursor=wanted.cursor)
+        items = self._journal.read(job, wanted, None if request.no_follow else ended)
+        async with contextlib.aclosing(items):
+            async for item in items:
+                yield convert.journal_chunk(item, arrivals=request.arrivals)

@@ -13,16 +13,19 @@ import functools
 import os
 import signal
 import socket
+import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from joblet import link
 from joblet.config import InitPolicy
 from joblet.errors import JobletError
+from joblet.init import journal_copy, journal_process
 from joblet.init import policy as permits
-from joblet.init.journal_copy import JournalCopy
+from joblet.init.journal_process import JournalProcess
+from joblet.init.journal_sync import JournalSync
 from joblet.init.launches import Launches
 from joblet.init.requests import Connection
 from joblet.init.scopes import Scopes
@@ -151,13 +154,44 @@ class Peer:
         return False
 
 
+class PlayedJournal(JournalProcess):
+    """Copies in a thread of this process; what is to be read is noted."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.asked: list[dict[str, object]] = []
+        self.error: OSError | None = None
+        self.threads: list[threading.Thread] = []
+
+    def begin(self, what: str, fields: Mapping[str, object], end: socket.socket) -> None:
+        if self.error:
+            raise self.error
+        if what != journal_process.COPY:
+            self.asked.append(dict(fields))
+            return
+        thread = threading.Thread(target=self._copy, args=(end.dup(),))
+        self.threads.append(thread)
+        thread.start()
+
+    def _copy(self, end: socket.socket) -> None:
+        journal = Journal(self.path)
+        with end, contextlib.closing(journal), contextlib.suppress(JobletError):
+            journal_copy.serve(end, journal)
+
+    def close(self) -> None:
+        for thread in self.threads:
+            thread.join(WAIT_S)
+            assert not thread.is_alive()
+
+
 class Init:
     def __init__(self, host: Host, journal: Path) -> None:
         self.host = host
         self.policy = InitPolicy()
         self.scopes = PlayedScopes(host)
         self.launches = Launches(self.policy, host.directories, host.zygote, self.scopes)
-        self.journal = Journal(str(journal))
+        self.journal = PlayedJournal(str(journal))
+        self.sync = JournalSync(f"{journal}.varlink")
         self.plans: list[Plan] = []
         self.connections: set[asyncio.Task[None]] = set()
 
@@ -179,7 +213,8 @@ class Init:
             directories=self.host.directories,
             launches=self.launches,
             scopes=self.scopes,
-            journal=JournalCopy(self.journal),
+            journal=self.journal,
+            sync=self.sync,
         )
         task = asyncio.create_task(connection.serve())
         self.connections.add(task)

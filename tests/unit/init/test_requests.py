@@ -4,7 +4,7 @@ mind or goes away. Real PID 1s; systemd is played (the real one: tests/machine/t
 """
 
 import asyncio
-import base64
+import json
 import logging
 import os
 import random
@@ -454,7 +454,41 @@ BAD_IDS = [
     f"{NOBODYS}.scope",
     [NOBODYS],
 ]
-VERBS = ["launch", "go", "cancel", "connect", "results", "stop", "kill", "clean-up", "journal"]
+VERBS = ["launch", "go", "cancel", "connect", "results", "stop", "kill", "clean-up", "read-journal"]
+
+
+# what is asked of the journal, and what is not taken
+CURSOR = "s=0b5f;i=1a2;b=77;m=1;t=62a;x=9f"
+WANTED: dict[str, Any] = {
+    "cursor": CURSOR, "stream": 0, "began_us": 0, "since_us": 0, "until_us": 0, "tail": -1,
+    "streams": 2, "single": 0,
+}  # fmt: skip
+TIMES = ("began_us", "since_us", "until_us")
+JOURNAL_NONSENSE: list[tuple[str, Any]] = [
+    ("cursor", None),
+    ("cursor", 1),
+    ("cursor", "s"),
+    ("cursor", f"{CURSOR};"),
+    ("cursor", f"{CURSOR}\n"),
+    ("cursor", f"{CURSOR} or 1=1"),
+    ("cursor", ";".join(["s=0123456789abcdef"] * 40)),
+    *((name, -1) for name in TIMES),
+    *((name, 2**60) for name in TIMES),
+    *((name, "now") for name in TIMES),
+    ("stream", -1),
+    ("stream", 3),
+    ("stream", "1"),
+    ("stream", None),
+    ("stream", True),
+    ("tail", -2),
+    ("tail", 2**40),
+    ("tail", 1.5),
+    ("streams", -1),
+    ("streams", 3),
+    ("streams", []),
+    ("single", 2),
+    ("single", True),
+]
 
 
 def test_bad_job_ids(serve: Serve) -> None:
@@ -523,15 +557,11 @@ def test_requests_that_make_no_sense(serve: Serve) -> None:
                 await refused(
                     server, InvalidArgument, "signal is", "kill", job=NOBODYS, signal=signum
                 )
-            for stream in (0, 3, "1", None):
+            for name, bad in JOURNAL_NONSENSE:
                 await refused(
-                    server, InvalidArgument, "stream is", "journal", job=NOBODYS, stream=stream
-                )
-            await server.ask("journal", job=NOBODYS, stream=1, data="YQ==")
-            junk: list[Any] = [1, None, [], "?", "ü", "YQ"]
-            for data in junk:
-                await refused(server, InvalidArgument, "not base64", "journal",
-                                  job=NOBODYS, stream=1, data=data)  # fmt: skip
+                    server, InvalidArgument, f"{name} ", "read-journal",
+                    **{**WANTED, "job": NOBODYS, name: bad},
+                )  # fmt: skip
             await refused(server, NotFound, "there is none", "connect", job=NOBODYS)
             await refused(server, NotFound, "there is none", "results", job=NOBODYS)
             await refused(server, InvalidArgument, "did not launch", "go", job=NOBODYS)
@@ -605,7 +635,6 @@ def test_a_peer_of_another_release_is_dropped(
 
 
 async def serve_one(init: Init, sock: socket.socket) -> None:
-    from joblet.init.journal_copy import JournalCopy
     from joblet.init.requests import Connection
 
     await Connection(
@@ -613,7 +642,8 @@ async def serve_one(init: Init, sock: socket.socket) -> None:
         directories=init.host.directories,
         launches=init.launches,
         scopes=init.scopes,
-        journal=JournalCopy(init.journal),
+        journal=init.journal,
+        sync=init.sync,
     ).serve()
 
 
@@ -721,12 +751,22 @@ def test_stop_and_kill_name_the_jobs_own_unit(serve: Serve) -> None:
     run(work())
 
 
+@asynccontextmanager
+async def channel(server: Peer) -> AsyncIterator[socket.socket]:
+    """Where copies of lines go."""
+    _, fds = await server.ask("copy-journal")
+    with socket.socket(fileno=fds[0]) as sock:
+        assert not os.get_inheritable(fds[0])
+        sock.settimeout(5)
+        yield sock
+
+
 def test_journal_lines(serve: Serve, journal: socket.socket) -> None:
     async def work() -> None:
-        async with serve() as (_, server):
-            data = base64.b64encode(b"one\ntwo \xff\n\nlast\n").decode()
-            ok, _ = await server.ask("journal", job=NOBODYS, stream=2, data=data)
-            assert ok == {"left_out": 0}
+        async with serve() as (_, server), channel(server) as sock:
+            head = json.dumps({"job": NOBODYS, "stream": 2, "missing": 0}).encode()
+            sock.send(head + b"\none\ntwo \xff\n\nlast\n")
+            assert json.loads(sock.recv(100)) == {"left_out": 0}
 
     run(work())
     journal.settimeout(5)
@@ -738,20 +778,94 @@ def test_journal_lines(serve: Serve, journal: socket.socket) -> None:
         assert b"MESSAGE_ID" not in entry
 
 
-def test_a_note_of_missing_lines_is_a_message_of_ours(serve: Serve, journal: socket.socket) -> None:
+def test_a_note_of_what_is_missing_is_a_message_of_ours(
+    serve: Serve, journal: socket.socket
+) -> None:
     async def work() -> None:
-        async with serve() as (_, server):
-            data = base64.b64encode(b"joblet: 7 lines left out here\n").decode()
-            ok, _ = await server.ask("journal", job=NOBODYS, stream=1, data=data, missing=7)
-            assert ok == {"left_out": 0}
-            await refused(server, InvalidArgument, "missing is", "journal",
-                          job=NOBODYS, stream=1, data=data, missing=-1)  # fmt: skip
+        async with serve() as (_, server), channel(server) as sock:
+            head = json.dumps({"job": NOBODYS, "stream": 1, "missing": 7}).encode()
+            sock.send(head + b"\njoblet: 7 bytes left out here\n")
+            assert json.loads(sock.recv(100)) == {"left_out": 0}
 
     run(work())
     journal.settimeout(5)
     entry = journal.recv(4096)
     assert f"MESSAGE_ID={messages.LINES_LEFT_OUT}\n".encode() in entry
     assert b"JOBLET_LEFT_OUT=7\n" in entry
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"lines",
+        b"{}\nlines",
+        b"[]\nlines",
+        json.dumps({"job": NOBODYS, "stream": 1, "missing": 0}).encode(),
+        json.dumps({"job": NOBODYS, "stream": 1, "missing": 0}).encode() + b"\n",
+        json.dumps({"job": NOBODYS, "stream": 3, "missing": 0}).encode() + b"\na",
+        json.dumps({"job": NOBODYS, "stream": 1, "missing": -1}).encode() + b"\na",
+        json.dumps({"job": NOBODYS, "stream": 1}).encode() + b"\na",
+        json.dumps({"job": "init", "stream": 1, "missing": 0}).encode() + b"\na",
+    ],
+)
+def test_a_copy_that_makes_no_sense(serve: Serve, journal: socket.socket, message: bytes) -> None:
+    async def work() -> None:
+        async with serve() as (_, server), channel(server) as sock:
+            sock.send(message)
+            assert sock.recv(100) == b""
+
+    run(work())
+    journal.settimeout(0)
+    with pytest.raises(BlockingIOError):
+        journal.recv(1)
+
+
+def test_the_journal_of_a_jobs_unit(serve: Serve) -> None:
+    """And of nothing else: the unit's name is made here."""
+
+    async def work() -> None:
+        async with serve() as (init, server):
+            for more in ({}, {"unit": "ssh.service"}):
+                _, fds = await server.ask("read-journal", job=NOBODYS, **WANTED, **more)
+                link.close_all(fds)
+                assert len(fds) == 1
+            expected = {**WANTED, "unit": f"joblet-{NOBODYS}.scope"}
+            assert init.journal.asked == [expected, expected]
+            init.journal.error = ConnectionResetError(104, "Connection reset by peer")
+            for verb in ("read-journal", "copy-journal"):
+                await refused(server, Unavailable, "reset by peer", verb, job=NOBODYS, **WANTED)
+
+    run(work())
+
+
+def test_the_journal_is_synchronised_once_for_many(serve: Serve, tmp_path: Path) -> None:
+    calls: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        calls.append(await reader.readuntil(b"\0"))
+        await go.wait()
+        writer.write(b'{"parameters":{}}\0')
+        writer.close()
+
+    async def work() -> None:
+        async with serve() as (_, server):
+            await refused(server, Unavailable, "synchronise the journal", "sync-journal")
+            path = str(tmp_path / "journal.varlink")
+            journald = await asyncio.start_unix_server(answer, path)
+            async with journald:
+                first = await server.send("sync-journal")
+                await eventually(lambda: len(calls) == 1)
+                # whoever comes now cannot rely on that call; one more is enough for all of them
+                others = [await server.send("sync-journal") for _ in range(5)]
+                await server.ask("list")
+                go.set()
+                for number in (first, *others):
+                    await server.answer(number)
+            assert len(calls) == 2
+            assert all(b"io.systemd.Journal.Synchronize" in call for call in calls)
+
+    go = asyncio.Event()
+    run(work())
 
 
 def test_a_zygote_that_is_gone(tmp_path: Path, journal: socket.socket) -> None:

@@ -33,6 +33,7 @@ def test_run_sends_what_was_asked(rnx: Rnx, script: Script) -> None:
         *("job", "run", "--name=n", "-e", "A=1", "--env=B=2=3", "-s", "S=x", "--work-dir", "/tmp"),
         *("--max-cpu=50", "--max-memory=1G", "--max-iobps=10M", "--cpu-cores=0-1"),
         *("--max-tasks", "9", "--timeout=1h", "--network=host", "--merge"),
+        "--log-driver=journald",
         *("sh", "-c", "echo $A", "--json", "--follow", "--"),
     )
     assert (result.code, result.err) == (0, "")
@@ -52,6 +53,7 @@ def test_run_sends_what_was_asked(rnx: Rnx, script: Script) -> None:
             timeout="1h",
             network="host",
             merge=True,
+            log_driver="journald",
         )
     ]
 

@@ -129,6 +129,8 @@ def test_flags_of_run_end_where_the_command_begins(environ: dict[str, str]) -> N
     assert words(environ, "job", "run", "--merge", "--max-m") == ["--max-memory"]
     for before in (["ls"], ["--name", "x", "ls"], ["--"], ["--name"]):
         assert words(environ, "run", *before, "--") == []
+    assert words(environ, "run", "--log-driver", "") == ["journald"]
+    assert words(environ, "run", "--log-driver", "s") == []
     assert [kind for kind, _, _ in offered(environ, "run", "--config", "")] == ["file"]
     assert [kind for kind, _, _ in offered(environ, "log", "--config", "")] == ["file"]
 

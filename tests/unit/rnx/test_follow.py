@@ -44,6 +44,10 @@ class Jobs:
     def asked(self) -> list[int]:
         return [selection.from_offset for selection in self.wanted]
 
+    @property
+    def cursors(self) -> list[str]:
+        return [selection.from_cursor for selection in self.wanted]
+
     def job_logs(self, uuid: str, selection: Selection) -> Generator[pb.DataChunk, None, None]:
         self.wanted.append(selection)
         play = self.plays.pop(0) if len(self.plays) > 1 else self.plays[0]
@@ -369,6 +373,58 @@ def test_waiting_asks_at_once_and_then_slower() -> None:
     assert len(clock.sleeps) == 12
     assert clock.sleeps == sorted(clock.sleeps)
     assert (clock.sleeps[0], clock.sleeps[-1]) == (0.05, 1.0)
+
+
+def test_a_log_in_the_journal_goes_on_behind_its_cursor() -> None:
+    def first(_: int) -> Iterator[pb.DataChunk]:
+        yield pb.DataChunk(gap=pb.Gap(kind="expired", bytes=-1, lines=-1))
+        yield pb.DataChunk(payload=b"a\n", stream=1, cursor="s=1;i=1", time_us=5)
+        yield pb.DataChunk(payload=b"b\n", stream=2, cursor="s=1;i=2")
+        raise Unreachable("gone")
+
+    def second(_: int) -> Iterator[pb.DataChunk]:
+        yield pb.DataChunk(cursor="s=1;i=3", gap=pb.Gap(kind="dropped", bytes=-1, lines=7))
+        yield pb.DataChunk(payload=b"c\n", stream=1, cursor="s=1;i=4")
+        # it ends without a word; so there may be more
+
+    def third(_: int) -> Iterator[pb.DataChunk]:
+        yield pb.DataChunk(stream=1, gap=pb.Gap(kind="lost", bytes=-1, lines=-1))
+        yield pb.DataChunk(end=True)
+
+    jobs = Jobs(first, second, third)
+    pieces, log = follow(jobs)
+    assert [(piece.data, piece.gap, piece.lines) for piece in pieces] == [
+        (b"", "expired", -1),
+        (b"a\n", "", 0),
+        (b"b\n", "", 0),
+        (b"", "dropped", 7),
+        (b"c\n", "", 0),
+        (b"", "lost", -1),
+    ]
+    assert (pieces[1].stream, pieces[1].time_us, pieces[1].cursor) == (1, 5, "s=1;i=1")
+    assert jobs.cursors == ["", "s=1;i=2", "s=1;i=4"]
+    assert jobs.asked == [0, 0, 0]
+    assert (log.position, log.cursor) == (0, "s=1;i=4")
+
+
+def test_a_part_of_a_log_in_the_journal_begins_where_it_began() -> None:
+    def first(_: int) -> Iterator[pb.DataChunk]:
+        yield pb.DataChunk(begin=True, cursor="i=3")
+        raise Unreachable("gone")
+
+    def second(_: int) -> Iterator[pb.DataChunk]:
+        yield pb.DataChunk(payload=b"a\n", stream=1, cursor="i=4")
+        yield pb.DataChunk(end=True)
+
+    jobs = Jobs(first, second)
+    clock = Clock()
+    patience = Patience(lambda _: None, monotonic=clock.monotonic, sleep=clock.sleep)
+    log = Log(jobs, "j", patience, Selection(tail_lines=0))
+    assert [piece.data for piece in log.pieces()] == [b"a\n"]
+    assert jobs.wanted == [
+        Selection(tail_lines=0),
+        Selection(from_cursor="i=3"),
+    ]
 
 
 def test_waiting_bears_a_lost_server() -> None:

@@ -247,6 +247,7 @@ class Init:
         self.withdrawn: set[str] = set()
         self._launching: dict[str, asyncio.Event] = {}  # set when the launch is over
         self.copied: list[tuple[str, int, bytes]] = []
+        self.readers: list[tuple[socket.socket, dict[str, Any]]] = []
         self.forgotten: list[str] = []  # jobs whose unit may have failed
         self.started: Callable[[Pid1], None] | None = None  # called at each go
 
@@ -390,10 +391,22 @@ class Init:
         pid1.directory.rmdir()
         del self.jobs[job]
 
-    async def journal(self, job: str, stream: int, data: bytes, *, missing: int = 0) -> int:
+    async def send(self, job: str, stream: int, lines: bytes, *, missing: int = 0) -> int:
+        """In place of the channel for copies."""
         await self._enter("journal", job)
-        self.copied.append((job, stream, data))
+        self.copied.append((job, stream, lines))
         return 0
+
+    async def sync_journal(self) -> None:
+        await self._enter("sync", "")
+
+    async def read_journal(self, job: str, **wanted: Any) -> socket.socket:
+        """The other ends are in `readers`, with what was asked."""
+        await self._enter("read", job)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.readers.append((ours, {"job": job, **wanted}))
+        theirs.setblocking(False)
+        return theirs
 
     def _directory(self, job: str) -> Pid1:
         if job not in self.jobs:
@@ -404,6 +417,8 @@ class Init:
         """The end of a test: whatever still lives goes away."""
         for pid1 in self.all:
             pid1.kill()
+        for reader, _ in self.readers:
+            reader.close()
 
     def holders(self) -> Mapping[str, bool]:
         return {job: pid1.held for job, pid1 in self.jobs.items()}

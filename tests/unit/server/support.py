@@ -15,7 +15,7 @@ import pytest
 from joblet.errors import NotFound
 from joblet.launch.plan import Plan
 from joblet.metrics import Registry
-from joblet.model import Job, JobSpec, JobState, Limits, Reason, unit_name
+from joblet.model import JOURNALD, Job, JobSpec, JobState, Limits, Reason, unit_name
 from joblet.server import jobtask, patience
 from joblet.server import supervisor as supervising
 from joblet.server.counts import JobCounts
@@ -57,7 +57,7 @@ def job(number: int = 1, **more: Any) -> Job:
 def plan_of(job: Job) -> Plan:
     return Plan(
         job=job.id, path="/usr/bin/true", argv=("true",), env={}, uid_base=job.uid_base,
-        merge=job.spec.merge,
+        merge=job.spec.merge, journal=job.spec.log_driver == JOURNALD,
     )  # fmt: skip
 
 
@@ -155,6 +155,7 @@ class World:
     tools: Tools
     clock: Iterator[int]
     witnessed: Witness = dataclasses.field(default_factory=lambda: Witness(blind=False))
+    syncs: int = 0
     copies: list[tuple[str, int]] = dataclasses.field(default_factory=list)
     _tasks: list[asyncio.Task[None]] = dataclasses.field(default_factory=list)
 
@@ -267,7 +268,10 @@ async def world(
     async def witness(unit: str) -> Witness:
         return made.witnessed
 
-    async def copy(job: Job, log: JobLog, offset: int) -> None:
+    async def sync() -> None:
+        made.syncs += 1
+
+    async def copy(job: Job, log: JobLog, offset: int, ended: asyncio.Event) -> None:
         made.copies.append((job.id, offset))
 
     options: dict[str, Any] = {
@@ -278,6 +282,7 @@ async def world(
         "clock_us": lambda: next(clock),
         "grace_us": GRACE_US,
         "witness": witness,
+        "sync": sync,
         "copy": copy,
         "counts": JobCounts.of(Registry(lambda: 0.0)),
     }

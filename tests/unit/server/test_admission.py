@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from joblet.config import UID_FIRST, UID_LAST, UIDS_PER_JOB, InitPolicy
 from joblet.errors import InvalidArgument, JobletError, ResourceExhausted
 from joblet.launch.plan import MAX_STRING, MAX_STRINGS, Plan
-from joblet.model import JobSpec
+from joblet.model import JOURNALD, JobSpec
 from joblet.server import admission
 from joblet.server.admission import (
     DEFAULT_PATH,
@@ -399,7 +399,13 @@ def test_a_secret_in_another_is_not_shown_in_part() -> None:
 
 def test_the_plan() -> None:
     spec = JobSpec(
-        "sh", args=("-c", "true"), work_dir="sub", merge=True, timeout_us=7, environment={"A": "1"}
+        "sh",
+        args=("-c", "true"),
+        work_dir="sub",
+        merge=True,
+        log_driver=JOURNALD,
+        timeout_us=7,
+        environment={"A": "1"},
     )
     made = admission.plan(job(3, spec=spec), "/usr/bin/sh", {"TasksMax": 9}, grace_us=2_000_000)
     assert made == Plan(
@@ -412,6 +418,7 @@ def test_the_plan() -> None:
         hostname="job-00000003",
         description="rnx job 00000003: sh -c true",
         merge=True,
+        journal=True,
         timeout_us=7,
         grace_us=2_000_000,
         stop_us=2_000_000 + admission.STOP_MARGIN_US,

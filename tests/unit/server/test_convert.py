@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from joblet.config import duration_us
 from joblet.errors import InvalidArgument, Unimplemented
-from joblet.model import End, Job, JobSpec, JobState, Limits, Reason
+from joblet.model import JOURNALD, End, Job, JobSpec, JobState, Limits, Reason
 from joblet.server.rpc import convert
 from joblet.server.rpc.convert import INT32, MIB, SECRET, duration, timestamp
 from joblet_pb import joblet_pb2 as pb
@@ -44,6 +44,7 @@ def test_a_request() -> None:
         name="net", command="python3", args=["a", "b"], max_cpu=50, cpu_cores="0-1", max_memory=64,
         max_io_bps=1000, network="host", work_dir="sub", environment={"A": "1"},
         secret_environment={"B": "2"}, timeout="1m30s", max_tasks=20, merge=True,
+        log_driver="journald",
     )  # fmt: skip
     assert convert.spec(request) == JobSpec(
         command="python3",
@@ -56,6 +57,7 @@ def test_a_request() -> None:
         limits=Limits(50, "0-1", 64 * MIB, 1000, 20),
         timeout_us=90_000_000,
         merge=True,
+        log_driver="journald",
     )
     assert convert.spec(pb.RunJobRequest()) == JobSpec("")
 
@@ -118,6 +120,7 @@ def finished(**more: Any) -> Job:
     spec = JobSpec(
         "python3", args=("a",), name="net", environment={"A": "1"},
         secret_environment={"B": "hunter2"}, work_dir="sub", timeout_us=90_000_000, merge=True,
+        log_driver=JOURNALD,
         limits=Limits(50, "0-1", 64 * MIB, 1000, 20),
     )  # fmt: skip
     values: dict[str, Any] = {
@@ -151,7 +154,7 @@ def test_status(zone: Callable[[str], None]) -> None:
         usage=pb.JobUsage(
             cpu_usec=7, memory_peak_bytes=8, io_read_bytes=9, io_write_bytes=10
         ),
-        max_tasks=20, merge=True,
+        max_tasks=20, merge=True, log_driver="journald",
     )  # fmt: skip
     assert "hunter2" not in str(status)
 

@@ -14,6 +14,7 @@ from joblet.config.server import Cgroup, Joblet
 from joblet.errors import Internal, NewerRelease, Unavailable
 from joblet.model import Limits
 from joblet.server import access, daemon
+from joblet.server.journal import Channel
 from joblet.server.launcher import Launcher
 from joblet.server.limits import MIB
 from joblet.server.units import JobUnits
@@ -120,12 +121,14 @@ def test_the_configuration_reaches_the_supervisor(tmp_path: Path) -> None:
                 ),
                 cgroup=Cgroup(grace_us=3),
             )
+            launcher = cast(Launcher, w.init)
             made = daemon._supervisor(
                 settings,
                 w.records,
                 w.logs,
-                cast(Launcher, w.init),
+                launcher,
                 JobUnits(cast(Any, None)),
+                Channel(launcher),
                 w.tools.counts,
             )
             given = made._settings

@@ -14,13 +14,14 @@ from joblet.errors import (
     Unavailable,
 )
 from joblet.launch import protocol
-from joblet.model import JobSpec, JobState, Limits, Reason
+from joblet.model import JOURNALD, JobSpec, JobState, Limits, Reason
 from joblet.server import jobtask
 from joblet.server.limits import Asked
 from tests.unit.server.pid1 import Pid1
 from tests.unit.server.support import (
     job,
     job_id,
+    jobs_of,
     plan_of,
     run,
     started,
@@ -107,6 +108,99 @@ def test_everything_is_stored_before_pid1_may_go(base: Path) -> None:
             w.store.gate.set()
             await w.over()
             assert pid1.acknowledged
+
+    run(main)
+
+
+JOURNAL = JobSpec("true", log_driver=JOURNALD)
+
+
+def test_a_job_whose_output_goes_to_the_journal(base: Path) -> None:
+    """The store keeps nothing; the journal has everything before anybody hears of the end."""
+    synced = asyncio.Event()
+
+    async def sync() -> None:
+        await synced.wait()
+
+    async def main() -> None:
+        async with world(base, sync=sync) as w:
+            w.init.started = started
+            task = w.new(job(spec=JOURNAL))
+            await task.settled
+            pid1 = w.pid1()
+            assert pid1.plan.journal
+            assert pid1.pipes == {}
+            log = await w.logs.open(job_id(1))
+            assert log.expected == frozenset()
+            pid1.end(code=3)
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert not task.ended.is_set()
+            assert not w.store.puts[-1].final
+            synced.set()
+            await w.over()
+            assert (await w.recorded()).state is JobState.FAILED
+            assert pid1.acknowledged
+            assert log.ended
+            assert await w.said() == []
+            assert w.copies == []
+
+    run(main)
+
+
+@pytest.mark.parametrize("stuck", [True, False])
+def test_a_journal_that_does_not_answer_holds_up_no_end(
+    base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stuck: bool
+) -> None:
+    monkeypatch.setattr(jobtask, "SYNC_S", 0.01)
+
+    async def sync() -> None:
+        if stuck:
+            await asyncio.Event().wait()
+        raise Unavailable("synchronise the journal", "it is away")
+
+    async def main() -> None:
+        async with world(base, sync=sync) as w:
+            w.init.started = started
+            task = w.new(job(spec=JOURNAL))
+            await task.settled
+            w.pid1().end(code=0)
+            await w.over()
+            assert task.job.state is JobState.COMPLETED
+            assert "the journal may lack the end" in caplog.text
+
+    run(main)
+
+
+def test_a_job_in_the_journal_survives_its_server(base: Path) -> None:
+    async def main() -> None:
+        with jobs_of(base) as init:
+            init.started = started
+            async with world(base, init=init) as w:
+                task = w.new(job(spec=JOURNAL))
+                await task.settled
+                running = await w.durable(JobState.RUNNING)
+            async with world(base, init=init) as w:
+                task = w.taken_back(running)
+                await task.heard.wait()
+                w.pid1().end(code=0)
+                await w.over()
+                assert task.job.state is JobState.COMPLETED
+                assert w.syncs == 1
+                assert await w.said() == []
+            # one that ends without a server
+            async with world(base, init=init) as w:
+                task = w.new(job(2, spec=JOURNAL))
+                await task.settled
+                running = await w.durable(JobState.RUNNING, 2)
+            init.jobs[job_id(2)].end(code=4)
+            async with world(base, init=init) as w:
+                task = w.results(running)
+                await w.over()
+                assert task.job.end is not None
+                assert (task.job.state, task.job.end.code) == (JobState.FAILED, 4)
+                assert await w.said(2) == []
+                assert w.syncs == 1
 
     run(main)
 

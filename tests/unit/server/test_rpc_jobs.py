@@ -12,8 +12,10 @@ from typing import Any
 import grpc
 import pytest
 
+from joblet import link
 from joblet.errors import NotFound, Unavailable
-from joblet.model import JobState
+from joblet.model import JOURNALD, JobState
+from joblet.server.journal_log import JournalLogs
 from joblet.server.logs import ERR, OUT, GapKind, JobLog, LogMetrics
 from joblet.server.logs.directory import LogDirectory
 from joblet.server.logs.selection import MAX_ARRIVALS
@@ -43,6 +45,10 @@ RUN, STOP, STATUS, LOGS, LIST, DELETE = (f"/joblet.JobService/{name}" for name i
 DELETE_ALL = "/joblet.JobService/DeleteAllJobs"
 
 
+def journal_logs(w: World) -> JournalLogs:
+    return JournalLogs(w.tools.launcher)
+
+
 @contextlib.asynccontextmanager
 async def served(
     base: Path,
@@ -55,7 +61,11 @@ async def served(
         w.init.started = Pid1.start
         made = supervisor(w)
         jobs = JobService(
-            made, node_id="node-1", chunk_bytes=chunk_bytes, metrics=metrics or log_metrics()
+            made,
+            journal_logs(w),
+            node_id="node-1",
+            chunk_bytes=chunk_bytes,
+            metrics=metrics or log_metrics(),
         )
         try:
             async with serving(jobs.unary, jobs.streams, stall_s=stall_s) as target:
@@ -327,7 +337,13 @@ def test_the_end_is_not_claimed_by_who_has_not_read_it(tmp_path: Path) -> None:
             class Caller:
                 name = "me"
 
-            jobs = JobService(made, node_id="n", chunk_bytes=1024, metrics=log_metrics())
+            jobs = JobService(
+                made,
+                journal_logs(w),
+                node_id="n",
+                chunk_bytes=1024,
+                metrics=log_metrics(),
+            )
             request = pb.GetJobLogsRequest(uuid=job_id(1), no_follow=True)
             answers = jobs.logs(request, Caller())  # type: ignore[arg-type]
             first = await anext(answers)
@@ -619,7 +635,13 @@ def test_who_follows_a_log_hears_that_it_is_deleted(tmp_path: Path) -> None:
                 name = "me"
 
             # as slow as a client may be: one chunk taken, the others to come
-            jobs = JobService(made, node_id="n", chunk_bytes=4, metrics=log_metrics())
+            jobs = JobService(
+                made,
+                journal_logs(w),
+                node_id="n",
+                chunk_bytes=4,
+                metrics=log_metrics(),
+            )
             answers = jobs.logs(pb.GetJobLogsRequest(uuid=job_id(1)), Caller())  # type: ignore[arg-type]
             assert (await anext(answers)).payload == b"0123"
             await call(client, DELETE, pb.DeleteJobRequest(uuid=job_id(1)))
@@ -673,5 +695,100 @@ def test_all_jobs_are_deleted(
             assert said[1].jobs == [job_id(number) for number in (2, 4, 5)]  # type: ignore[attr-defined]
             assert said[3].jobs == [job_id(3)]  # type: ignore[attr-defined]
             assert "DeleteAllJobs of 3 jobs: ok" in said[1].getMessage()
+
+    run(main)
+
+
+def test_a_log_in_the_journal(tmp_path: Path) -> None:
+    """Cursors instead of offsets, and its end when the record is final."""
+
+    async def main() -> None:
+        async with served(tmp_path) as (w, _, target), channel(target) as client:
+            await call(client, RUN, pb.RunJobRequest(command="true", log_driver=JOURNALD))
+            status = await call(client, STATUS, pb.GetJobStatusRequest(uuid=job_id(1)))
+            assert status.log_driver == JOURNALD
+            following = asyncio.ensure_future(follow(client, from_cursor="i=7"))
+            await until(lambda: w.init.readers)
+            sock, asked = w.init.readers[0]
+            assert (asked["job"], asked["cursor"]) == (job_id(1), "i=7")
+            sock.setblocking(False)
+            sock.send(link.frame({"stream": 2, "time_us": 5, "cursor": "i=8"}, b"a\n"))
+            gap = {"stream": 0, "time_us": 6, "cursor": "i=9", "gap": "dropped", "lines": 3}
+            sock.send(link.frame(gap))
+            w.pid1().end(code=0)
+            assert await asyncio.get_running_loop().sock_recv(sock, 1) == b""
+            sock.send(link.frame({"end": True, "missing": [1]}))
+            chunks = await following
+            assert [(c.payload, c.cursor, c.stream, c.offset_end, c.end) for c in chunks] == [
+                (b"a\n", "i=8", 2, 0, False),
+                (b"", "i=9", 0, 0, False),
+                (b"", "", 1, 0, False),
+                (b"", "", 0, 0, True),
+            ]
+            assert [(c.gap.kind, c.gap.bytes, c.gap.lines) for c in chunks[1:3]] == [
+                ("dropped", -1, 3),
+                ("lost", -1, -1),
+            ]
+            status = await call(client, STATUS, pb.GetJobStatusRequest(uuid=job_id(1)))
+            assert status.status == "COMPLETED"
+
+    run(main)
+
+
+def test_a_part_of_a_log_in_the_journal(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (w, _, target), channel(target) as client:
+            await call(client, RUN, pb.RunJobRequest(command="true", log_driver=JOURNALD))
+            following = asyncio.ensure_future(
+                follow(client, tail_lines=2, until_us=9, stream=2, arrivals=True, no_follow=True)
+            )
+            await until(lambda: w.init.readers)
+            sock, asked = w.init.readers[0]
+            assert (asked["tail"], asked["until_us"], asked["stream"]) == (2, 9, 2)
+            assert (asked["single"], asked["began_us"]) == (1, 0)
+            sock.send(link.frame({"begin": True, "cursor": "i=3"}))
+            sock.send(link.frame({"stream": 2, "time_us": 5, "cursor": "i=4"}, b"a\n"))
+            sock.send(link.frame({"end": True, "past": True, "missing": []}))
+            begin, chunk, end = await following
+            assert begin == pb.DataChunk(begin=True, cursor="i=3")
+            assert (list(chunk.arrivals.at), list(chunk.arrivals.time_us)) == ([0], [5])
+            assert end == pb.DataChunk(end=True)
+            # where it begins is known before anybody reads
+            following = asyncio.ensure_future(follow(client, stream=1, from_cursor="i=4"))
+            await until(lambda: len(w.init.readers) == 2)
+            sock, _ = w.init.readers[1]
+            sock.send(link.frame({"end": True, "past": True, "missing": []}))
+            begin, end = await following
+            assert begin == pb.DataChunk(begin=True, cursor="i=4")
+            for bad in ({"stream": 3}, {"since_us": -1}, {"until_us": 2**62},
+                        {"from_cursor": "i=1", "tail_lines": 1}):  # fmt: skip
+                refused = pb.GetJobLogsRequest(uuid=job_id(1), **bad)
+                code, _ = await failure(client, LOGS, refused)
+                assert code is S.INVALID_ARGUMENT
+
+    run(main)
+
+
+def test_positions_of_the_other_kind_are_refused(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with served(tmp_path) as (w, _, target), channel(target) as client:
+            await call(client, RUN, pb.RunJobRequest(command="true", log_driver=JOURNALD))
+            await call(client, RUN, pb.RunJobRequest(command="true"))
+            code, details = await failure(
+                client, LOGS, pb.GetJobLogsRequest(uuid=job_id(1), from_offset=1)
+            )
+            assert code is S.INVALID_ARGUMENT
+            assert "use --from-cursor" in details
+            code, details = await failure(
+                client, LOGS, pb.GetJobLogsRequest(uuid=job_id(2), from_cursor="i=1")
+            )
+            assert code is S.INVALID_ARGUMENT
+            assert "use --from-offset" in details
+            code, details = await failure(
+                client, RUN, pb.RunJobRequest(command="true", log_driver="syslog")
+            )
+            assert code is S.INVALID_ARGUMENT
+            assert "there is no log driver 'syslog'" in details
+            assert w.init.readers == []
 
     run(main)

@@ -365,7 +365,7 @@ def test_a_bug_in_the_end_itself(base: Path, patch: pytest.MonkeyPatch) -> None:
 def test_a_bug_in_the_journals_copy_costs_only_the_copy(
     base: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def copy(job: Job, log: JobLog, offset: int) -> None:
+    async def copy(job: Job, log: JobLog, offset: int, ended: asyncio.Event) -> None:
         raise ZeroDivisionError("a bug")
 
     async def main() -> None:
@@ -712,7 +712,7 @@ def test_a_log_that_nobody_writes_ends(base: Path) -> None:
 def test_secrets_are_covered_for_clients_and_in_the_journal(base: Path) -> None:
     copied: list[bytes] = []
 
-    async def copy(job: Job, log: JobLog, offset: int) -> None:
+    async def copy(job: Job, log: JobLog, offset: int, ended: asyncio.Event) -> None:
         copied.extend([item.data async for item in log.follow(offset) if isinstance(item, Chunk)])
 
     async def main() -> None:

@@ -2,6 +2,7 @@
 """The native protocol over a real socket, read back as journald reads it, and log records."""
 
 import array
+import contextlib
 import fcntl
 import io
 import json
@@ -9,6 +10,7 @@ import logging
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -393,3 +395,32 @@ def test_setup_replaces_its_own_handler(
 def test_levels(level: int, name: str, number: int) -> None:
     assert journal.level_name(level) == name
     assert journal.priority(level) == number
+
+
+def test_whoever_may_wait_waits_for_a_busy_journal(tmp_path: Path) -> None:
+    """A moment, for each entry; then the rest is left out."""
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(path)
+        hasty, patient = Journal(path), Journal(path, patience_ms=200)
+        lines = [b"x"] * 2000  # more than a socket's queue has room for
+        left = hasty.send_lines("j", "u", "stdout", lines)
+        assert 0 < left < len(lines)
+        assert patient.send_lines("j", "u", "stdout", lines) == len(lines)
+        stop = threading.Event()
+
+        def read() -> None:
+            server.settimeout(0.01)
+            while not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    server.recv(4096)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            assert patient.send_lines("j", "u", "stdout", lines) == 0
+        finally:
+            stop.set()
+            reader.join()
+        for journal in (hasty, patient):
+            journal.close()
