@@ -195,10 +195,13 @@ class LogPersistence:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class JournalCopies:
-    """Ours: how much of what each job prints is copied to the host's journal."""
+    """Ours: how much of what jobs print is copied to the host's journal, which takes some 10 MB a
+    second and a core for it. Rates are bytes a second."""
 
-    rate: int = setting("copy_rate", Size(1024, 1 << 40, "no copies"), 1_000_000)  # bytes a second
-    burst: int = setting("copy_burst", Size(1 << 16, 1 << 40), 8_000_000)
+    rate: int = setting("copy_rate", Size(1024, 1 << 40, "no copies"), 250_000)
+    burst: int = setting("copy_burst", Size(1 << 16, 1 << 40), 1_000_000)
+    rate_of_all: int = setting("copy_rate_of_all", Size(1024, 1 << 40), 1_000_000)
+    burst_of_all: int = setting("copy_burst_of_all", Size(1 << 16, 1 << 40), 4_000_000)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

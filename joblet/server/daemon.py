@@ -32,7 +32,7 @@ from joblet.server import access, events
 from joblet.server.counts import JobCounts
 from joblet.server.host import Host
 from joblet.server.jobtask import Tools
-from joblet.server.journal import Channel, Copier
+from joblet.server.journal import Budget, Channel, Copier
 from joblet.server.journal_log import JournalLogs
 from joblet.server.launcher import Launcher
 from joblet.server.limits import CONTROLLERS, MIB, Enforcement
@@ -216,8 +216,13 @@ def _supervisor(
     channel: Channel,
     counts: JobCounts,
 ) -> Supervisor:
+    journal = settings.journal
     copier = Copier(
-        channel, rate=settings.journal.rate, burst=settings.journal.burst, wall_us=_clock_us
+        channel,
+        rate=journal.rate,
+        burst=journal.burst,
+        of_all=Budget(journal.rate_of_all, journal.burst_of_all, time.monotonic),
+        wall_us=_clock_us,
     )
     tools = Tools(
         records=records,

@@ -5,9 +5,10 @@ The log store is the truth. What is beyond the limit is left out, and a line in 
 much. The copy reads the log like any follower, and delays neither the job, nor a launch, nor
 another follower; what it leaves out it passes over without reading it.
 
-Each job has a burst and then a rate (a token bucket). One that is over its limit pauses, and goes
-on with the newest output that it can afford: so the last words of a loud job are always there. The
-same happens to a copy that falls behind, because journald is slow or the jobs are many.
+Each job has a burst and then a rate (a token bucket), and so have all jobs together. One that is
+over its limit pauses, and goes on with the newest output that it can afford: so the last words of a
+loud job are always there. The same happens to a copy that falls behind, because journald is slow or
+the jobs are many.
 """
 
 import asyncio
@@ -150,7 +151,8 @@ class Channel:
 
 
 class Copier:
-    """rate, burst: of each job, in bytes a second and bytes. A rate of 0: no copies."""
+    """rate, burst: of each job, in bytes a second and bytes. A rate of 0: no copies. of_all: what
+    all jobs have together."""
 
     def __init__(
         self,
@@ -158,11 +160,13 @@ class Copier:
         *,
         rate: int,
         burst: int,
+        of_all: Budget,
         clock: Callable[[], float] = time.monotonic,
         wall_us: Callable[[], int],
     ) -> None:
         self._channel = channel
         self._rate, self._burst = rate, burst
+        self._of_all = of_all
         self._clock = clock
         self._wall_us = wall_us
 
@@ -173,8 +177,8 @@ class Copier:
         While init mode is away, which restarts when it likes, lines are left out.
         """
         if self._rate:
-            budget = Budget(self._rate, self._burst, self._clock)
-            copy = _Copy(job, job_log, self._channel, budget, self._clock, self._wall_us)
+            budgets = (Budget(self._rate, self._burst, self._clock), self._of_all)
+            copy = _Copy(job, job_log, self._channel, budgets, self._clock, self._wall_us)
             await copy.run(from_offset, ended)
 
 
@@ -186,14 +190,14 @@ class _Copy:
         job: Job,
         job_log: JobLog,
         channel: Channel,
-        budget: Budget,
+        budgets: tuple[Budget, ...],
         clock: Callable[[], float],
         wall_us: Callable[[], int],
     ) -> None:
         self._job = job
         self._log = job_log
         self._channel = channel
-        self._budget = budget
+        self._budgets = budgets
         self._clock = clock
         self._wall_us = wall_us
         self._splitters = {n: LineSplitter() for n in range(1, len(protocol.STREAMS) + 1)}
@@ -246,11 +250,16 @@ class _Copy:
 
     def _affords(self, item: Chunk, ended: asyncio.Event) -> bool:
         last = ended.is_set() and self._log.size - item.offset <= LAST_BYTES
-        return self._budget.take(len(item.data)) or last
+        size = len(item.data)
+        if not last and any(budget.left < size for budget in self._budgets):
+            return False
+        for budget in self._budgets:
+            budget.take(size)
+        return True
 
     def _target(self, item: Chunk, ended: asyncio.Event) -> int:
         """The newest offset from which the rest can be afforded, this chunk's if all of it can."""
-        room = self._budget.left
+        room = min(budget.left for budget in self._budgets)
         if self._late(item, ended):
             room = min(room, BATCH_BYTES)
         if ended.is_set():

@@ -221,6 +221,7 @@ def copied(
     seconds: float = 0.0,
     wall_us: int = 0,
     ended: bool = True,
+    of_all: tuple[float, float] | None = None,
 ) -> list[tuple[int, bytes]]:
     """`seconds`: that pass between two looks at the clock."""
     ticks = itertools.count()
@@ -230,6 +231,7 @@ def copied(
             cast(Channel, made),
             rate=rate,
             burst=burst,
+            of_all=Budget(*(of_all or (1e12, 1e12)), lambda: 0.0),
             clock=lambda: next(ticks) * seconds,
             wall_us=lambda: wall_us,
         )
@@ -277,6 +279,18 @@ def test_what_is_beyond_the_rate_is_passed_over_unread() -> None:
     assert log.read_bytes <= 100_000 + 2 * READ_BYTES + LAST_BYTES
     assert text.count(b"line ") == text.count(b"\n")  # whole lines
     assert len([data for _, data in made.sent if NOTE.fullmatch(data)]) == 1
+
+
+def test_all_jobs_together_have_a_limit_too() -> None:
+    """The first one has taken what there is; of the second there are its last words."""
+    lines = b"".join(b"line %07d\n" % number for number in range(10_000))
+    log = Log((1, lines))
+    made = Journal()
+    copied(made, log, rate=1 << 20, burst=1 << 20, of_all=(0.0, 20_000.0))
+    text = b"".join(data for _, data in made.kept)
+    assert len(text) + made.told == len(lines)
+    assert len(text) <= 20_000 + LAST_BYTES
+    assert text.endswith(b"line 0009999\n")
 
 
 def test_a_job_that_goes_on_is_copied_from_where_it_is_then(
@@ -388,7 +402,10 @@ def test_a_real_log_and_a_link_that_breaks(tmp_path: Path) -> None:
             os.close(write)
             await log.wait_ended()
             ended = asyncio.Event()
-            copier = Copier(cast(Channel, w.init), rate=1 << 20, burst=1 << 20, wall_us=lambda: 0)
+            budget = Budget(1 << 20, 1 << 20, lambda: 0.0)
+            copier = Copier(
+                cast(Channel, w.init), rate=1 << 20, burst=1 << 20, of_all=budget, wall_us=lambda: 0
+            )
             await copier.copy(job(), log, 7, ended)
             assert b"".join(data for _, _, data in w.init.copied) == b"seen\nthe last\n"
             # init mode restarts when it likes, and must not end the copy of a job that runs on
