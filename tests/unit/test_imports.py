@@ -69,6 +69,7 @@ FOREIGN = {
     "systemd": ("joblet.systemd.unit_journal",),
     "cryptography": ("joblet.server.access", "joblet.admin"),
     "yaml": ("joblet.config.reading", "joblet.admin.files", "rnx.config"),
+    "zstandard": ("joblet.server.logs.blocks", "joblet.server.logs.sealing"),
     "click": ("joblet.admin.cli", "rnx"),
 }
 

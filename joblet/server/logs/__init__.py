@@ -8,6 +8,7 @@ from joblet.server.logs.core import Chunk, Gap
 from joblet.server.logs.follower import Follower
 from joblet.server.logs.format import ERR, OUT, GapKind
 from joblet.server.logs.joblog import JobLog
+from joblet.server.logs.keeper import Keeping, Swept
 from joblet.server.logs.metrics import LogMetrics
 from joblet.server.logs.reader import Settings
 from joblet.server.logs.selection import Piece, SelectedLog, Selection
@@ -25,10 +26,12 @@ __all__ = [
     "Gap",
     "GapKind",
     "JobLog",
+    "Keeping",
     "LogMetrics",
     "LogStore",
     "Piece",
     "SelectedLog",
     "Selection",
     "Settings",
+    "Swept",
 ]

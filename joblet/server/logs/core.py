@@ -8,7 +8,7 @@ after it was written whole, under `lock`, into the stage's index; the first `sto
 that on the disk. Both counts grow before what they count is freed in the stage: who has read there
 looks at them again.
 
-Must not import anything of joblet but joblet.errors and its neighbours format, files, mask,
+Must not import anything of joblet but joblet.errors and its neighbours blocks, format, files, mask,
 recovery, segments, stage.
 """
 
@@ -26,11 +26,12 @@ from typing import Final
 
 from joblet.errors import FailedPrecondition, Internal, JobletError
 from joblet.server.logs import format as fmt
-from joblet.server.logs.files import LogFiles, sync_directory, write_all
+from joblet.server.logs.blocks import BLOCK_BYTES, Missing
+from joblet.server.logs.files import INDEX_NAME, LogFiles, sync_directory, write_all
 from joblet.server.logs.format import GapKind, IndexState, Kind, Record
 from joblet.server.logs.mask import Mask, stars
 from joblet.server.logs.recovery import append, unknown_gap
-from joblet.server.logs.segments import BLOCK_BYTES, Missing, Segments
+from joblet.server.logs.segments import Segments
 from joblet.server.logs.stage import Room, StagedLog
 
 # The stage's room is given back after so many bytes were stored.
@@ -38,6 +39,8 @@ _FREE_BYTES: Final = 1 << 20
 # Records read at once: few at first, because a follower at the end wants one or two.
 _FIRST_RECORDS = 32
 _MORE_RECORDS = 2048
+# What expired is one gap, of at most so many records: a reader that meets it waits for that.
+_EXPIRED_RECORDS = 8192
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,6 +88,33 @@ class Span:
     gap: bool
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unsynced:
+    """Files of a log that are stored and not durable: their names, in the order in which to sync
+    them, and whether names in the log's directory, and its own, are so."""
+
+    files: LogFiles
+    names: list[str]
+    new_names: bool
+    known: bool  # the log's directory is durable
+
+    def sync(self) -> None:
+        """Make them durable, one by one. Raises OSError."""
+        path = self.files.path
+        for name in self.names:
+            # one that is not there was removed, or sealed, which syncs what takes its place
+            with contextlib.suppress(FileNotFoundError), self.files.reading(name) as fd:
+                os.fdatasync(fd)
+        try:
+            if self.new_names:
+                sync_directory(path)
+            if not self.known:
+                sync_directory(path.parent)
+        except FileNotFoundError:
+            if not self.files.dropped:
+                raise
+
+
 class Held(enum.Enum):
     """Instead of what stands at an offset: not to be read yet."""
 
@@ -112,10 +142,12 @@ class LogCore:
         on_dirty: Callable[["LogCore"], None],
         on_clean: Callable[["LogCore"], None],
         step: Callable[[str], None],
+        on_rotated: Callable[["LogCore"], None] = lambda _: None,
     ) -> None:
         self.job_id = job_id
         self.files = files
         self.staged = staged
+        self.segments = segments  # for the keeper
         self.state = state
         self.written = list(state.held)
         self.stored = list(state.held)
@@ -130,16 +162,19 @@ class LogCore:
         self.trouble: JobletError | None = None  # why reading rests
         self.waiters: set[asyncio.Future[None]] = set()
         self.owner: object = None  # the JobLog: it is there as long as anybody uses this
-        self._segments = segments
         self._room = room
         self._clock_us = clock_us
         self._wake = wake
         self._on_staged = on_staged
         self._on_dirty = on_dirty
         self._on_clean = on_clean
-        self._dirty = not state.all_ended  # what recovery wrote; the store knows
-        self._names_synced = False
+        self._dirty = False  # something was entered that is not durable, or may not be
+        self._on_rotated = on_rotated
+        self._begun = 0  # segments, as far as that was told
+        self._synced_records = 0
+        self._parent_synced = False
         self._storing = threading.Lock()
+        self._syncing = threading.Lock()
         self._skips: dict[int, collections.deque[tuple[int, int]]] = {
             stream: collections.deque() for stream in fmt.STREAMS
         }
@@ -312,6 +347,10 @@ class LogCore:
         if self.state.all_ended and self.state.records == records:
             self.staged.remove()
         self.step("store:freed")
+        begun = sum(segments.begun for segments in self.segments.values())
+        if begun > self._begun:
+            self._begun = begun
+            self._on_rotated(self)
 
     def _store_stream(self, stream: int, held: int) -> None:
         """The bytes of a stream up to the position `held`."""
@@ -328,7 +367,7 @@ class LogCore:
 
     def _store_block(self, stream: int, position: int, held: int, buffer: memoryview) -> int:
         """One block; the position behind it."""
-        segments, skips = self._segments[stream], self._skips[stream]
+        segments, skips = self.segments[stream], self._skips[stream]
         if skips and skips[0][0] == position:
             segments.skip(skips[0][1])
             return skips.popleft()[1]
@@ -349,26 +388,88 @@ class LogCore:
     def sync(self) -> None:
         """Store what is entered now, and make it durable.
 
-        Raises OSError; then nothing is known to be durable. The bytes go first: an index that says
-        too little only costs a second look.
+        Raises OSError; then nothing is known to be durable.
         """
         with self.pinned():
+            self.store()
+            with self.syncing() as unsynced:
+                unsynced.sync()
+
+    @property
+    def wants_sync(self) -> bool:
+        """Whether anything is stored and not durable."""
+        return self._synced_records < self.stored_records or any(
+            segments.unsynced > 0 or segments.new_names for segments in self.segments.values()
+        )
+
+    @property
+    def unsynced_files(self) -> int:
+        """How many files are stored and not durable."""
+        return 1 + sum(segments.unsynced for segments in self.segments.values())
+
+    @contextlib.contextmanager
+    def syncing(self) -> Iterator["Unsynced"]:
+        """What is stored now: the block makes it durable, or raises OSError.
+
+        The log is clean then if all that it was told is stored. One block at a time; nobody but
+        who wants to sync waits for it.
+        """
+        with self._syncing, self.pinned():
             with self.lock:  # before: what is entered meanwhile makes it dirty again
-                self._dirty = False
-                self._on_clean(self)
+                records = self.stored_records
+                if records == self.state.records and self.written == self.state.held:
+                    self._dirty = False
+                    self._on_clean(self)
+            names = [n for each in self.segments.values() for n in each.take_unsynced()]
+            new_names = any(each.new_names for each in self.segments.values())
+            for each in self.segments.values():
+                each.new_names = False
+            new_names = new_names or not self._parent_synced
             try:
-                self.store()
-                for segments in self._segments.values():
-                    segments.sync()
-                os.fdatasync(self.files.index())
-                if not self._names_synced:
-                    sync_directory(self.files.path)
-                    sync_directory(self.files.path.parent)
-                    self._names_synced = True
-            except OSError:
+                # The bytes go first: an index that says too little only costs a second look.
+                yield Unsynced(self.files, [*names, INDEX_NAME], new_names, self._parent_synced)
+            except BaseException:
+                for each in self.segments.values():
+                    each.give_back(names)
+                    each.new_names = each.new_names or new_names
                 with self.lock:
                     self._touch()
                 raise
+            self._synced_records = max(records, self._synced_records)
+            self._parent_synced = True
+
+    def mark_dirty(self) -> None:
+        """Recovery has stored something that is not durable."""
+        with self.lock:
+            self._touch()
+
+    def expire(self, max_bytes: int) -> int:
+        """Remove the oldest segments of both streams until they take at most `max_bytes` on the
+        disk, but for the last one of each; bytes of output that this removed. Raises OSError."""
+        with self._storing, self.pinned():
+            found = {stream: each.stored() for stream, each in self.segments.items()}
+            left = sum(each.size for stored in found.values() for each in stored)
+            ages = sorted(
+                (each.time_ns, stream, number)
+                for stream, stored in found.items()
+                for number, each in enumerate(stored[:-1])
+            )
+            behind: dict[int, int] = {}
+            for _, stream, number in ages:
+                if left <= max_bytes:
+                    break
+                left -= found[stream][number].size
+                following = found[stream][number + 1].start
+                behind[stream] = max(following, behind.get(stream, 0))
+            removed = 0
+            for stream, position in behind.items():
+                removed += self.segments[stream].expire(position, self._clock_us(), self.step)
+            return removed
+
+    def publish(self, stream: int, start: int) -> None:
+        """The compressed form of a segment is complete: it takes its place. Raises OSError."""
+        with self._storing, self.pinned():
+            self.segments[stream].publish(start, self.step)
 
     def read(self, place: Place, max_bytes: int) -> tuple[Chunk | Gap, Place] | Held | None:
         """What stands at an offset, up to `max_bytes` of one stream, and the place behind it.
@@ -414,6 +515,8 @@ class LogCore:
             try:
                 data = self._bytes(first.stream, position, taken)
             except Missing as missing:
+                if missing.expired:
+                    return self._expired(offset, total)
                 end = offset + missing.count
                 lost = Gap(offset, GapKind.LOST, missing.count, first.stream, first.time_us, end)
                 return lost, Place(end, 0)
@@ -425,6 +528,28 @@ class LogCore:
                 data = shown
         behind = Place(offset + len(data), number if len(data) == taken else 0)
         return Chunk(offset, data, first.stream, first.time_us), behind
+
+    def _expired(self, offset: int, total: int) -> tuple[Gap, Place]:
+        """The gap of what retention has removed from `offset` on. Another one may follow: so much
+        is looked at and not more."""
+        end, time_us = offset, 0
+        streams: set[int] = set()
+        number = self._find(offset, total)
+        for record in itertools.islice(self._records(number, total), _EXPIRED_RECORDS):
+            if record.offset + record.span <= end:
+                continue
+            kept = record.offset + record.length
+            if record.kind is Kind.DATA:
+                kept = record.offset + self.segments[record.stream].expired - record.arg
+            if record.kind is not Kind.DATA or kept <= end:
+                break
+            time_us = time_us or record.time_us
+            streams.add(record.stream)
+            end = min(kept, record.offset + record.length)
+            if kept < record.offset + record.length:
+                break
+        stream = streams.pop() if len(streams) == 1 else fmt.ALL_STREAMS
+        return Gap(offset, GapKind.EXPIRED, end - offset, stream, time_us, end), Place(end, 0)
 
     def _shown(self, mask: Mask, stream: int, position: int, offset: int, data: bytes) -> bytes:
         """What a reader sees of bytes of a stream; less of them where a secret may have begun.
@@ -457,7 +582,7 @@ class LogCore:
         while True:
             stored = self.stored[stream]
             if position < stored:
-                return self._segments[stream].read(position, min(count, stored - position))
+                return self.segments[stream].read(position, min(count, stored - position))
             try:
                 data = self.staged.read(stream, position, count)
             except FileNotFoundError:

@@ -4,7 +4,8 @@ and how their last user left them.
 
     <directory>/.lock            locked by the one process that uses the directory
     <directory>/.clean           tag of the boot whose last server stopped cleanly
-    <directory>/<job id>/        a log: index (format.IndexState) and segments (segments.Segments)
+    <directory>/<job id>/        a log: index (format.IndexState), segments (segments.Segments) and
+                                 what of them has expired (expired)
     <directory>/.removed-<id>/   a log that is being removed
     <stage>/.lock                likewise
     <stage>/<job id>/            what of a log is not in its directory yet (stage)

@@ -20,8 +20,8 @@ then the records that go on behind those on the disk. Then, in this order:
 Gaps of 3 and 4 are synced before anything may follow them: an offset is given out once, even
 if the machine dies twice.
 
-Must not import anything of joblet but joblet.errors and its neighbours format, files, segments,
-stage.
+Must not import anything of joblet but joblet.errors and its neighbours blocks, format, files,
+segments, stage.
 """
 
 import os
@@ -30,9 +30,10 @@ from typing import Final
 
 from joblet.errors import FailedPrecondition
 from joblet.server.logs import format as fmt
+from joblet.server.logs.blocks import BLOCK_BYTES
 from joblet.server.logs.files import LogFiles, sync_directory, write_all
 from joblet.server.logs.format import GapKind, IndexState, Kind, Record
-from joblet.server.logs.segments import BLOCK_BYTES, Segments
+from joblet.server.logs.segments import Segments
 from joblet.server.logs.stage import StagedLog
 
 UNKNOWN_BOOT: Final = 0

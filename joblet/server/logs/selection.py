@@ -30,6 +30,7 @@ from joblet.server.logs import format as fmt
 from joblet.server.logs.core import HELD, Chunk, Gap, LogCore, Place, Span
 from joblet.server.logs.faults import fault
 from joblet.server.logs.follower import Follower
+from joblet.server.logs.format import GapKind
 
 # A reader from whom everything is kept is told now and then where it stands.
 TELL_EVERY_BYTES: Final = 16 << 20
@@ -210,13 +211,12 @@ class SelectedLog:
     async def _piece(self, item: Chunk | Gap) -> Piece | None:
         """What is shown of it; None if it turns out to be nothing."""
         if isinstance(item, Gap):
-            end, shown = item.offset_end, True
+            end = item.offset_end if self._end is None else min(item.offset_end, self._end)
+            shown = end - item.offset
             if self._selection.stream:
-                end, shown = await self._run(self._gap, item)
+                end, shown = await self._run(self._gap, item, end)
                 self._follower.seek(end)
-            if self._end is not None:
-                end = min(end, self._end)
-            count = None if item.bytes is None else end - item.offset
+            count = None if item.bytes is None else shown
             item = dataclasses.replace(item, offset_end=end, bytes=count)
             return Piece(item, end) if shown else None
         if not self._selection.arrivals:
@@ -277,13 +277,22 @@ class SelectedLog:
             offset = min(size, spans[-1].offset_end)
         return offset
 
-    def _gap(self, gap: Gap) -> tuple[int, bool]:
-        """How far a gap goes before one that is shown, if it is not, or the other way round: what
-        was lost of one stream, and then of the whole log, is read as one."""
-        spans = self._core.spans(gap.offset, gap.offset_end, _SPANS)
-        shown = self._selection.shows(spans[0])
-        same = itertools.takewhile(lambda span: self._selection.shows(span) == shown, spans)
-        return min(gap.offset_end, max(span.offset_end for span in same)), shown
+    def _gap(self, gap: Gap, limit: int) -> tuple[int, int]:
+        """How far a gap goes before one that is shown, if it is not, or the other way round, and
+        how many bytes of what is shown are missing there: what was lost of one stream, and then of
+        the whole log, is read as one. What expired of both streams stays one gap, or there would be
+        one for each time that they spoke in turn."""
+        spans = self._core.spans(gap.offset, limit, _SPANS)
+        shows = self._selection.shows
+        if gap.kind is GapKind.EXPIRED:
+            end = min(limit, spans[-1].offset_end)
+            shown = (span for span in spans if shows(span))
+            parts = (min(s.offset_end, end) - max(s.place.offset, gap.offset) for s in shown)
+            return end, sum(parts)
+        first = shows(spans[0])
+        same = itertools.takewhile(lambda span: shows(span) == first, spans)
+        end = min(limit, max(span.offset_end for span in same))
+        return end, end - gap.offset if first else 0
 
     def _arrivals(self, chunk: Chunk) -> tuple[int, tuple[tuple[int, int], ...]]:
         """How far the arrivals of a chunk's bytes are told, and these."""

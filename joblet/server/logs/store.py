@@ -8,7 +8,7 @@ import asyncio
 import dataclasses
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,10 +25,12 @@ from joblet.server.logs.faults import fault
 from joblet.server.logs.files import FileCache, LogFiles
 from joblet.server.logs.format import STREAMS
 from joblet.server.logs.joblog import JobLog, Shared
+from joblet.server.logs.keeper import Keeper, Keeping, Swept
 from joblet.server.logs.reader import Reader, ReaderStatistics, Settings
 from joblet.server.logs.recovery import recover
 from joblet.server.logs.segments import DEFAULT_ROTATION_BYTES, Segments
 from joblet.server.logs.stage import Bounds, Room, StagedLog
+from joblet.server.logs.syncer import Syncer
 from joblet.server.logs.waker import Waker
 from joblet.server.logs.writer import Batching, Writer
 
@@ -55,6 +57,7 @@ class LogStore:
     `stage`: a directory on a tmpfs that outlives this process, for what is on its way to the disk.
     `clock_us`: wall clock in microseconds since the epoch, called from any thread.
     `boot_id`: identifies this boot of the machine; the kernel's by default.
+    `sync_s`: what is stored is durable at most so much later.
     `max_idle_logs`: how many logs that nobody reads or writes keep their (three) files open.
     `on_trouble(job_id, error)`: reading a job rests because of `error`, None: it goes on again.
     `on_death(error)`: a reader thread is gone by a bug; its jobs wait for another server.
@@ -75,6 +78,7 @@ class LogStore:
         bounds: Bounds | None = None,
         batching: Batching | None = None,
         rotation_bytes: int = DEFAULT_ROTATION_BYTES,
+        sync_s: float = 1.0,
         boot_id: str | None = None,
         on_trouble: Callable[[str, JobletError | None], None] = _ignore,
         on_death: Callable[[JobletError], None] = _ignore,
@@ -91,6 +95,7 @@ class LogStore:
         self._room.on_batch = self._tell_batch
         self._batching = batching or Batching()
         self._rotation_bytes = rotation_bytes
+        self._sync_s = sync_s
         self._on_trouble = on_trouble
         self._on_death = on_death
         self._step = step
@@ -101,6 +106,8 @@ class LogStore:
         self._dirty: set[LogCore] = set()  # keeps a log until what was entered is synced
         self._readers: list[Reader] = []
         self._writers: list[Writer] = []
+        self._syncer: Syncer | None = None
+        self._keeper: Keeper | None = None
         self._shared: Shared | None = None
         self._waker: Waker | None = None
 
@@ -137,6 +144,15 @@ class LogStore:
                 )
                 writer.start()
                 self._writers.append(writer)
+            self._syncer = Syncer(
+                "log-syncer",
+                self._directory.path,
+                self._sync_s,
+                lambda: list(self._dirty),
+                on_death=functools.partial(self._waker.call, self._on_death),
+                step=self._step,
+            )
+            self._syncer.start()
         except (OSError, RuntimeError) as exc:
             await self.stop()
             raise ResourceExhausted("start the threads that keep output", str(exc)) from exc
@@ -163,11 +179,14 @@ class LogStore:
                     group.create_task(asyncio.to_thread(reader.stop))
                 for writer in self._writers:
                     group.create_task(asyncio.to_thread(writer.stop))
+                if self._syncer is not None:
+                    group.create_task(asyncio.to_thread(self._syncer.stop))
             await shared.close()
             await asyncio.to_thread(self._sync_all)
         finally:
             self._readers.clear()
             self._writers.clear()
+            self._syncer = None
             self._dirty.clear()
             self._cache.close()
             self._directory.release()
@@ -268,6 +287,30 @@ class LogStore:
         except OSError as exc:
             raise fault("remove logs for good", exc) from exc
 
+    def held(self, job_id: str) -> JobLog | None:
+        """The log of a job, if anybody uses it."""
+        return self._logs.get(job_id)
+
+    def keeper(
+        self,
+        keeping: Keeping,
+        *,
+        expire: Callable[[str], Awaitable[None]],
+        on_swept: Callable[[Swept], None] = _ignore,
+    ) -> Keeper:
+        """What keeps the logs in order over time, while its `run` does; see Keeper."""
+        self._keeper = Keeper(
+            self,
+            self._directory.path,
+            keeping,
+            rotation_bytes=self._rotation_bytes,
+            clock_us=self._clock_us,
+            expire=expire,
+            on_swept=on_swept,
+            step=self._step,
+        )
+        return self._keeper
+
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(
             logs_open=len(self._logs),
@@ -304,8 +347,6 @@ class LogStore:
             raise fault(f"open the log of job {job_id}", exc) from exc
         log = JobLog(core, shared=shared)
         self._logs[job_id] = log
-        if not core.ended:
-            self._dirty.add(core)
         return log
 
     def _opened(self, job_id: str, opening: asyncio.Future[JobLog]) -> None:
@@ -319,6 +360,7 @@ class LogStore:
         staged = StagedLog(directory.stage_path(job_id), self._cache)
         segments = {stream: Segments(files, stream, self._rotation_bytes) for stream in STREAMS}
         with files.pinned(), staged.files.pinned():
+            was_staged = bool(staged.files.names())
             state = recover(
                 files,
                 segments,
@@ -330,7 +372,7 @@ class LogStore:
                 step=self._step,
                 from_earlier_boot=from_earlier_boot,
             )
-        return LogCore(
+        core = LogCore(
             job_id,
             files,
             state,
@@ -343,7 +385,11 @@ class LogStore:
             on_dirty=self._dirty.add,
             on_clean=self._dirty.discard,
             step=self._step,
+            on_rotated=self._rotated,
         )
+        if was_staged or not core.ended:
+            core.mark_dirty()
+        return core
 
     def _wake(self, core: LogCore) -> None:
         if self._waker is not None:
@@ -351,6 +397,10 @@ class LogStore:
 
     def _staged(self, core: LogCore) -> None:
         self._writers[hash(core) % len(self._writers)].staged(core)
+
+    def _rotated(self, core: LogCore) -> None:
+        if self._keeper is not None and self._waker is not None:
+            self._waker.call(self._keeper.begun, core)
 
     def _tell_room(self) -> None:
         for reader in self._readers:
@@ -374,10 +424,12 @@ class LogStore:
 
     def _sync_all(self) -> None:
         try:
-            for core in list(self._dirty):
-                if not core.files.dropped:
+            for core in self._dirty | {log.core for log in self._logs.values()}:
+                if core.files.dropped:
+                    continue
+                if core in self._dirty:
                     core.sync()
-                    core.staged.remove()
+                core.staged.remove()
             self._directory.mark_clean()
         except OSError as exc:
             raise fault(f"store the output in {self._directory.path}", exc) from exc

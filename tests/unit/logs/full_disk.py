@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: MIT
 """A log store on a filesystem that is full. A program of its own, in a mount namespace of its own.
 
-    unshare --mount python3 full_disk.py DIRECTORY output|records|store
+    unshare --mount python3 full_disk.py DIRECTORY output|records|store|seal
 
 output: more output than the filesystem holds. records: room for output, none for records.
-store: full from the beginning. Each ends when everything is kept, in order; exit status 0.
+store: full from the beginning. seal: no room for a compressed segment beside the plain one. Each
+ends when everything is kept, in order; exit status 0.
 """
 
 import asyncio
 import fcntl
+import logging
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -19,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from joblet.errors import JobletError, ResourceExhausted
-from joblet.server.logs import OUT, Batching, Bounds, Chunk, JobLog, LogStore, Settings
+from joblet.server.logs import OUT, Batching, Bounds, Chunk, JobLog, Keeping, LogStore, Settings
 
 
 def mount(directory: Path, *options: str) -> None:
@@ -174,10 +177,53 @@ async def store(directory: Path) -> None:
     await watched.store.stop()
 
 
+async def seal(directory: Path) -> None:
+    logging.getLogger("joblet").addHandler(logging.NullHandler())  # it says that the disk is full
+    data = random.Random(1).randbytes(600_000)  # which does not get smaller
+    watched = Watched(directory)
+    await watched.store.start()
+    log = await watched.store.open("job")
+    await log.expect({OUT})
+    source, sink = os.pipe()
+    log.attach(OUT, source)
+    writer = threading.Thread(target=write_all, args=(sink, data))
+    writer.start()
+    await log.wait_ended()
+    await log.sync()
+    writer.join()
+    log_directory = directory / "logs" / "job"
+    before = sorted(log_directory.iterdir())
+
+    async def expire(_: str) -> None:
+        raise SystemExit("a log was removed")
+
+    keeper = watched.store.keeper(Keeping(seal_after_us=0), expire=expire)
+    await keeper.sweep()
+    await keeper.seal()
+    expect(sorted(log_directory.iterdir()) == before, "something is left of what did not fit")
+    expect(await content(log) == data, "bytes differ")
+    mount(directory, "-o", "remount,size=64m")
+    await keeper.sweep()
+    await keeper.seal()
+    names = [path.suffix for path in log_directory.iterdir() if path.name.startswith("out.")]
+    expect(sorted(names) == [".sums", ".zst"], f"it is not compressed: {names}")
+    expect(await content(log) == data, "bytes differ")
+    await watched.store.stop()
+
+
+def write_all(sink: int, data: bytes) -> None:
+    """To the end, which is the pipe's, too."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(sink, view) :]
+    os.close(sink)
+
+
 def main() -> None:
     directory = Path(sys.argv[1])
     mount(directory, "-o", "size=1m")
-    asyncio.run({"output": output, "records": records, "store": store}[sys.argv[2]](directory))
+    cases = {"output": output, "records": records, "store": store, "seal": seal}
+    asyncio.run(cases[sys.argv[2]](directory))
 
 
 if __name__ == "__main__":

@@ -100,6 +100,7 @@ async def serve(
         bounds=Bounds(**plan.get("bounds", {})),
         batching=Batching(**plan.get("batching", {})),
         rotation_bytes=plan.get("rotation", 64 << 20),
+        sync_s=plan.get("sync", 1.0),
         step=step,
     )
     await store.start()

@@ -103,6 +103,12 @@ async def waiting(*logs: JobLog, count: int = 1) -> None:
         await asyncio.sleep(0)
 
 
+async def eventually(condition: Callable[[], object]) -> None:
+    """Return once it holds; for what threads do, and tell nobody of."""
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+
+
 async def collect(log: JobLog, from_offset: int = 0, **options: Any) -> list[Chunk | Gap]:
     return [item async for item in log.follow(from_offset, **options)]
 

@@ -10,7 +10,7 @@ import pytest
 PROGRAM = Path(__file__).with_name("full_disk.py")
 
 
-@pytest.mark.parametrize("case", ["output", "records", "store"])
+@pytest.mark.parametrize("case", ["output", "records", "store", "seal"])
 def test_a_full_disk(tmp_path: Path, case: str) -> None:
     command = ["unshare", "--mount", "--propagation", "private"]
     done = subprocess.run(

@@ -27,6 +27,7 @@ READER_STEPS = (
     "reader:closed",
 )
 STORE_STEPS = ("store:copied", "store:index", "store:freed")
+SYNC_STEPS = ("sync:few", "sync:all")
 RECOVERY_STEPS = (
     "recovery:scanned",
     "recovery:stored",
@@ -88,6 +89,21 @@ def test_killed_while_it_stores(tmp_path: Path, step: str, batch: int) -> None:
     assert not (tmp_path / "stage" / "job").exists()
 
 
+def test_killed_while_it_syncs(tmp_path: Path) -> None:
+    kills = [["sync:few", 1], ["sync:few", 2], ["reader:entered", 5], ["sync:few", 3]]
+    result = _drive(
+        tmp_path,
+        blocks=300,
+        kills=kills,
+        settings=SMALL,
+        pipe=65536,
+        bounds={"batch_chunks": 1},
+        rotation=100_000,
+        sync=0.0001,
+    )
+    assert not result["survived"][0]
+
+
 @pytest.mark.parametrize("step", RECOVERY_STEPS)
 def test_killed_while_it_repairs(tmp_path: Path, step: str) -> None:
     kills = [["reader:spliced", 2], [step, 1], ["reader:spliced", 3], [step, 2]]
@@ -106,7 +122,7 @@ def test_killed_at_every_step_of_an_import(tmp_path: Path, step: str) -> None:
 def test_every_step_is_in_the_tests_above(tmp_path: Path) -> None:
     kills = [["reader:spliced", 2], ["recovery:entered", 1]]
     result = _drive(tmp_path, blocks=60, kills=kills, rest=3, settings=SMALL)
-    named = {*READER_STEPS, *STORE_STEPS, *RECOVERY_STEPS, *REST_STEPS}
+    named = {*READER_STEPS, *STORE_STEPS, *SYNC_STEPS, *RECOVERY_STEPS, *REST_STEPS}
     assert set(result["steps"]) <= named | {"recovery:header"}
 
 

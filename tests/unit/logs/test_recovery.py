@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from joblet.errors import FailedPrecondition
-from joblet.server.logs import ERR, OUT, Chunk, Gap, GapKind
+from joblet.server.logs import ERR, OUT, Chunk, Gap, GapKind, blocks
 from joblet.server.logs import format as fmt
 from joblet.server.logs.core import LogCore
 from tests.unit.logs.support import (
@@ -115,6 +115,20 @@ def _damage(path: Path, damage: tuple[str, str, float, int], durable: int) -> No
     file.write_bytes(raw)
 
 
+def _kept(segment: Path, *, killed: bool) -> int:
+    """How much of a segment can be told from garbage: the blocks that are there whole, and, if only
+    the server was killed, what stands behind the last of them."""
+    if not segment.exists():
+        return 0
+    size = segment.stat().st_size
+    raw = segment.with_name(f"{segment.name}.sums").read_bytes()
+    number = kept = 0
+    while (block := blocks.decode(raw, number * blocks.SUM_BYTES, number)) and block.end <= size:
+        number += 1
+        kept = block.end
+    return size if killed and block is None else kept
+
+
 class Killed(Exception):
     """Stands for a kill between two steps: what was written stays."""
 
@@ -158,8 +172,7 @@ def test_any_damage(
             _damage(path, damage, durable)
         damaged = (path / "index").read_bytes() if (path / "index").exists() else b""
         lengths = {
-            stream: (path / NAMES[stream]).stat().st_size if (path / NAMES[stream]).exists() else 0
-            for stream in fmt.STREAMS
+            stream: _kept(path / NAMES[stream], killed=boot == BOOT) for stream in fmt.STREAMS
         }
 
         for number in kills:
@@ -291,24 +304,28 @@ def test_bytes_missing_in_the_middle_become_exact_gaps_in_place(tmp_path: Path) 
         say(core, ERR, b"e" * 10)
         say(core, OUT, b"O" * 10)
         say(core, ERR, b"E" * 10)
-    os.truncate(tmp_path / OUT_FILE, 4)
+        core.store()
+        say(core, OUT, b"more")
+        say(core, ERR, b"more")
+    os.truncate(tmp_path / OUT_FILE, 21)  # within the last block: what is left of it proves nothing
     with opened(tmp_path) as core:
         items = read_all(core)
         found = [(i.offset, i.stream, i.data if isinstance(i, Chunk) else i.bytes) for i in items]
         assert found == [
-            (0, OUT, b"oooo"),
-            (4, OUT, 6),
+            (0, OUT, b"o" * 10),
             (10, ERR, b"e" * 10),
-            (20, OUT, 10),
+            (20, OUT, b"O" * 10),
             (30, ERR, b"E" * 10),
+            (40, OUT, 4),
+            (44, ERR, b"more"),
         ]
         say(core, OUT, b"new")
-        (new,) = read_all(core, 40)
+        (new,) = read_all(core, 48)
         assert isinstance(new, Chunk)
-        assert (new.offset, new.stream, new.data) == (40, OUT, b"new")
+        assert (new.offset, new.stream, new.data) == (48, OUT, b"new")
         core.end(OUT)
         core.end(ERR)
-    assert (tmp_path / OUT_FILE).read_bytes() == b"oooonew"
+    assert (tmp_path / OUT_FILE).read_bytes() == b"o" * 10 + b"O" * 10 + b"new"
 
 
 def test_damage_in_front_of_a_check_is_found(tmp_path: Path) -> None:
@@ -364,11 +381,11 @@ def test_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_tail_longer_than_a_record_can_say(tmp_path: Path) -> None:
-    with opened(tmp_path):
-        pass
     length = fmt.MAX_DATA_BYTES + 10
-    with (tmp_path / OUT_FILE).open("wb") as file:
-        file.truncate(length)
+    with opened(tmp_path) as core:
+        for position in range(0, length, blocks.BLOCK_BYTES):
+            data = bytes(min(blocks.BLOCK_BYTES, length - position))
+            core.segments[OUT].append(position, data)
     with opened(tmp_path) as core:
         assert core.size == length
         kinds = [record.length for record in records(tmp_path) if record.kind is fmt.Kind.DATA]

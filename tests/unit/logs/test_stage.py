@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from joblet.server.logs import ERR, OUT, Bounds, Chunk, Gap, GapKind
 from joblet.server.logs import format as fmt
+from joblet.server.logs.blocks import BLOCK_BYTES
 from joblet.server.logs.core import LogCore
-from joblet.server.logs.segments import BLOCK_BYTES
 from joblet.server.logs.stage import Room
 from tests.unit.logs.support import by_offset, opened, read_all, records, say, stage_of, stream_of
 
