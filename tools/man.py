@@ -267,6 +267,8 @@ def default_of(metadata: Mapping[str, Any]) -> str:
     default = metadata["default"]
     if default in ("", {}):
         return "not set"
+    if isinstance(default, bool):
+        return bold(str(default).lower())
     if default == list(PROPERTIES):
         return "all of them"
     return bold(", ".join(default) if isinstance(default, list) else str(default))

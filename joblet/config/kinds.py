@@ -157,6 +157,17 @@ def _or_zero(number: str, meaning: str) -> str:
     return f", or {number} for {meaning}" if meaning else ""
 
 
+class Flag:
+    """true or false, as YAML has them."""
+
+    allowed: Final = "true or false"
+
+    def __call__(self, value: object) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError(value)
+        return value
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Choice:
     """One of a few words; with `any_case`, in capitals or small letters alike."""

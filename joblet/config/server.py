@@ -30,6 +30,7 @@ from joblet.config.kinds import (
     Address,
     Choice,
     Duration,
+    Flag,
     Pem,
     Size,
     Text,
@@ -171,9 +172,15 @@ class Streaming:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LogPersistence:
-    """How output is kept. Published, except on_full and sync_interval."""
+    """How output is kept. Published, except on_full, sync_interval, compress and the two bounds of
+    bytes."""
 
     retention_days: int = setting("retention_days", Whole(1, 36500, "ever"), 7)
+    max_bytes_per_job: int = setting("max_bytes_per_job", Size(16 << 20, 1 << 50, "no limit"), 0)
+    max_bytes: int = setting(
+        "max_bytes", Size(64 << 20, 1 << 60, "four fifths of the filesystem they are on"), 0
+    )
+    compress: bool = setting("compress", Flag(), default=True)
     # The published default of 2 MiB would be hundreds of files a second at full speed.
     rotation_bytes: int = setting("rotation_size_bytes", Size(1 << 20, 1 << 40), 64 << 20)
     queue_chunks: int = setting("queue_size", Whole(16, 10_000_000), 100_000)
@@ -187,6 +194,16 @@ class LogPersistence:
     )
     on_full: str = setting("on_full", Choice(("block", "drop")), "block")
     sync_interval_us: int = setting("sync_interval", Duration("10ms", "10m"), "1s")
+
+    def segment_bytes(self) -> int:
+        """How large a segment is, so that a job's bound is kept to within an eighth."""
+        if not self.max_bytes_per_job:
+            return self.rotation_bytes
+        return min(self.rotation_bytes, self.max_bytes_per_job // 8)
+
+    def all_bytes(self, filesystem_bytes: int) -> int:
+        """How much all logs may take, on a filesystem of this size."""
+        return self.max_bytes or filesystem_bytes * 4 // 5
 
     def stage_bytes(self, ram_bytes: int) -> int:
         """How much staged output may wait for the disk, on a machine with so much RAM."""

@@ -37,7 +37,15 @@ from joblet.server.journal_log import JournalLogs
 from joblet.server.launcher import Launcher
 from joblet.server.limits import CONTROLLERS, MIB, Enforcement
 from joblet.server.load import Load
-from joblet.server.logs import Batching, Bounds, LogMetrics, LogStore
+from joblet.server.logs import (
+    Batching,
+    Bounds,
+    GapKind,
+    Keeping,
+    LogMetrics,
+    LogStore,
+    Swept,
+)
 from joblet.server.records import Records
 from joblet.server.rpc import listener, runtimes
 from joblet.server.rpc.jobs import JobService
@@ -55,6 +63,7 @@ from joblet.systemd.units import Manager
 log = logging.getLogger(__name__)
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+DAY_US: Final = 86_400_000_000
 STOP_S: Final = 5.0  # of each step of the stop
 STORE_S: Final = 90.0  # of the one that moves what is staged to the disk; less than TimeoutStopSec
 IDLE_LOGS: Final = 1024  # that keep their files open: more jobs than a host usually runs at once
@@ -109,7 +118,8 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
             clock_us=_clock_us,
             bounds=bounds,
             batching=Batching(flush_s=settings.log_persistence.flush_interval_us / 1e6),
-            rotation_bytes=settings.log_persistence.rotation_bytes,
+            rotation_bytes=settings.log_persistence.segment_bytes(),
+            sync_s=settings.log_persistence.sync_interval_us / 1e6,
             max_idle_logs=IDLE_LOGS,
             boot_id=boot_id,
             on_trouble=Troubles(loop.time).tell,
@@ -171,6 +181,14 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
         notifier.ready(load.line())
         await stack.enter_async_context(_background(line.run()))
         await stack.enter_async_context(_background(_watchdog(notifier)))
+
+        def swept(what: Swept) -> None:
+            events.output_expired(what)
+            if what.shortened:
+                metrics.gap(GapKind.EXPIRED, what.shortened_bytes)
+
+        keeper = logs.keeper(_keeping(settings), expire=supervisor.expire, on_swept=swept)
+        await stack.enter_async_context(_background(keeper.run()))
         await stop.wait()
         running = supervisor.running()
         left = f"{count(running, 'job')} left running" if running else "no job is running"
@@ -187,6 +205,17 @@ def _bounds(settings: LogPersistence) -> Bounds:
         limit_bytes=settings.stage_bytes(ram),
         limit_chunks=settings.queue_chunks,
         batch_chunks=settings.batch_chunks,
+    )
+
+
+def _keeping(settings: ServerConfig) -> Keeping:
+    how = settings.log_persistence
+    disk = os.statvfs(settings.paths.logs_dir)
+    return Keeping(
+        retention_us=how.retention_days * DAY_US,
+        max_bytes_per_job=how.max_bytes_per_job,
+        max_bytes=how.all_bytes(disk.f_blocks * disk.f_frsize),
+        compress=how.compress,
     )
 
 

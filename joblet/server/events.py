@@ -13,8 +13,9 @@ from typing import Final
 
 from joblet.model import Job, Reason
 from joblet.server.admission import masked, shown
+from joblet.server.logs import Swept
 from joblet.systemd import messages
-from joblet.systemd.statusline import count
+from joblet.systemd.statusline import count, size
 
 SOME: Final = 3  # ids that a message names
 
@@ -89,6 +90,25 @@ def logs_without_record(ids: Sequence[str]) -> None:
         text = f"{count(len(ids), 'log')} of jobs that have no record: {some}; kept as they are"
         fields = {"MESSAGE_ID": messages.LOGS_WITHOUT_RECORD, "JOBLET_LOGS": str(len(ids))}
         log.warning("%s", text, extra={"fields": fields})
+
+
+def output_expired(swept: Swept) -> None:
+    """What a sweep of the logs has removed."""
+    texts = []
+    if swept.logs:
+        texts.append(f"removed {count(swept.logs, 'job')} with {size(swept.log_bytes)} of logs")
+    if swept.shortened:
+        what = f"the oldest {size(swept.shortened_bytes)} of the output"
+        texts.append(f"removed {what} of {count(swept.shortened, 'job')}")
+    if swept.failed:
+        texts.append(f"could not remove {count(swept.failed, 'log')}")
+    fields = {
+        "MESSAGE_ID": messages.OUTPUT_EXPIRED,
+        "JOBLET_LOGS": str(swept.logs),
+        "JOBLET_BYTES": str(swept.log_bytes + swept.shortened_bytes),
+    }
+    level = logging.WARNING if swept.failed else logging.INFO
+    log.log(level, "retention: %s", "; ".join(texts), extra={"fields": fields})
 
 
 def _say(level: int, text: str, message_id: str, job: Job, **fields: str) -> None:

@@ -46,7 +46,8 @@ FIELDS: Final[Mapping[str, str]] = {
     "JOBLET_LEFT_OUT": "how many bytes of the job's output are missing here",
     "JOBLET_LIMITS": "the limits that are not enforced, by their names",
     "JOBLET_JOBS": "how many running jobs the server took back",
-    "JOBLET_LOGS": "how many logs have no record",
+    "JOBLET_LOGS": "how many logs have no record, or were removed because their time had come",
+    "JOBLET_BYTES": "how many bytes of output retention removed",
     "JOBLET_WHO": "the client, by the name in its certificate; retention where the server itself"
     " deletes what has outlived its time",
     "JOBLET_FROM": "the address and port that the client called from, or: this server",

@@ -18,6 +18,7 @@ LIMITS_NOT_ENFORCED: Final = "398249665693426fbdd59414447bf323"
 LINES_LEFT_OUT: Final = "70d9823466cf428e953b0161133be78a"  # of a job, in the journal's copy
 JOBS_TAKEN_BACK: Final = "0a5edbe9026e499c97170e82026da073"
 LOGS_WITHOUT_RECORD: Final = "d4eaa5efca2f4acebfebf2d1e2486ce2"
+OUTPUT_EXPIRED: Final = "b1f7c3f0a5f24b6d8e0c7d9a64e2135c"  # retention removed logs, or parts
 
 # The audit: a client changed something, or tried; it was not allowed to.
 CHANGE: Final = "6b5e0d8b7d1c4a3f9a7f0f3a2f5d9c11"

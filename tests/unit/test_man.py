@@ -289,7 +289,9 @@ def test_every_setting_is_in_its_page(
         )
         assert match, key
         given = metadata["default"]
-        if isinstance(given, str | int) and given != "":
+        if isinstance(given, bool):
+            assert match[2] == str(given).lower()
+        elif isinstance(given, str | int) and given != "":
             assert match[2] == str(given)
 
 

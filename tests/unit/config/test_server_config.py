@@ -121,6 +121,10 @@ def test_an_empty_file_is_the_defaults() -> None:
         ("limits: {on_missing_controller: ignore}", "not one of refuse, warn"),
         ("limits: {default_max_tasks: 0}", "not a number from 8 to 4194304"),
         ("log_persistence: {memory_limit: 5XB}", "'5XB', not a size such as"),
+        (
+            "log_persistence: {compress: 1}",
+            "log_persistence.compress in FILE is 1, not true or false",
+        ),
         ("log_persistence: {overflow_strategy: pray}", "not one of compress, spill, sample, alert"),
         (
             "log_persistence: {directory: logs}",
@@ -195,6 +199,19 @@ def test_the_stage_is_a_tenth_of_the_ram_at_most_a_gibibyte() -> None:
         parse("log_persistence: {memory_limit: 2GB}").config.log_persistence.stage_bytes(1)
         == 2 << 30
     )
+
+
+def test_bounds_of_what_is_kept() -> None:
+    how = parse("").config.log_persistence
+    assert (how.retention_days, how.max_bytes_per_job, how.compress) == (7, 0, True)
+    assert how.all_bytes(1000) == 800
+    assert how.segment_bytes() == 64 << 20
+    how = parse(
+        "log_persistence: {max_bytes: 1TB, max_bytes_per_job: 80MB, compress: false}"
+    ).config.log_persistence
+    assert how.all_bytes(1000) == 1 << 40
+    assert how.segment_bytes() == 10 << 20
+    assert not how.compress
 
 
 def test_the_environment_overrides() -> None:

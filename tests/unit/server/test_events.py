@@ -10,7 +10,7 @@ import pytest
 from joblet.model import End, Job, JobSpec, JobState, Reason
 from joblet.server import events
 from joblet.server.load import Load
-from joblet.server.logs import GapKind
+from joblet.server.logs import GapKind, Swept
 from joblet.systemd import messages
 from joblet.systemd.journal import FIELDS
 from tests.unit.server.support import job, job_id, log_metrics
@@ -132,6 +132,25 @@ def test_taking_back(caplog: pytest.LogCaptureFixture) -> None:
     text, _, fields = only(caplog)
     assert text == "took back 2 running jobs of an earlier server, and 1 job that ended meanwhile"
     assert fields == {"MESSAGE_ID": messages.JOBS_TAKEN_BACK, "JOBLET_JOBS": "2"}
+
+
+def test_what_retention_removed(caplog: pytest.LogCaptureFixture) -> None:
+    events.output_expired(Swept(logs=2, log_bytes=3_000_000, shortened=1, shortened_bytes=64_000))
+    text, level, fields = only(caplog)
+    assert text == (
+        "retention: removed 2 jobs with 3.0 MB of logs; removed the oldest 64.0 kB of the output of"
+        " 1 job"
+    )
+    assert level == logging.INFO
+    assert fields == {
+        "MESSAGE_ID": messages.OUTPUT_EXPIRED,
+        "JOBLET_LOGS": "2",
+        "JOBLET_BYTES": "3064000",
+    }
+    caplog.clear()
+    events.output_expired(Swept(failed=3))
+    text, level, _ = only(caplog)
+    assert (text, level) == ("retention: could not remove 3 logs", logging.WARNING)
 
 
 def test_a_pid_1_that_does_not_answer(caplog: pytest.LogCaptureFixture) -> None:
