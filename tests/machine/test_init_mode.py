@@ -264,7 +264,10 @@ class Traces:
         return self._run(["ls", JOBS]).check().text.split()
 
     def none(self) -> bool:
-        return not self.units() and not self.pid1s() and len(self.of_init()) == 2
+        # itself, the zygote, the journal's process; who copies for the server stays with it
+        copying = self._run(["pgrep", "-x", "joblet-copy"]).text.split()
+        own = set(self.of_init()) - set(copying)
+        return not self.units() and not self.pid1s() and len(own) == 3
 
 
 # --- who may talk to it ---------------------------------------------------------------------------

@@ -94,8 +94,8 @@ def traces(machine: Nspawn) -> list[str]:
 
 
 def test_nothing_is_left_after_many_short_jobs(rnx: Rnx, fresh_machine: Nspawn) -> None:
-    for _ in range(4):  # what is opened once and kept
-        rnx("run", "--follow", "true").check()
+    for _ in range(4):  # what is opened once and kept, the channel for copies of lines too
+        rnx("run", "--follow", "echo", "a line").check()
     eventually(lambda: fresh_machine.run("ls /var/lib/joblet/jobs").text == "")
     before = traces(fresh_machine)
     fresh_machine.run(["python3", "-c", SHORT, str(SHORT_JOBS)], timeout=240).check()
