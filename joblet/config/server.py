@@ -217,8 +217,8 @@ class JournalCopies:
 
     rate: int = setting("copy_rate", Size(1024, 1 << 40, "no copies"), 250_000)
     burst: int = setting("copy_burst", Size(1 << 16, 1 << 40), 1_000_000)
-    rate_of_all: int = setting("copy_rate_of_all", Size(1024, 1 << 40), 1_000_000)
-    burst_of_all: int = setting("copy_burst_of_all", Size(1 << 16, 1 << 40), 4_000_000)
+    rate_of_all: int = setting("copy_rate_of_all", Size(1024, 1 << 40), 500_000)
+    burst_of_all: int = setting("copy_burst_of_all", Size(1 << 16, 1 << 40), 2_000_000)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
