@@ -9,7 +9,7 @@ that on the disk. Both counts grow before what they count is freed in the stage:
 looks at them again.
 
 Must not import anything of joblet but joblet.errors and its neighbours blocks, format, files, mask,
-recovery, segments, stage.
+overflow, recovery, segments, stage.
 """
 
 import asyncio
@@ -30,9 +30,10 @@ from joblet.server.logs.blocks import BLOCK_BYTES, Missing
 from joblet.server.logs.files import INDEX_NAME, LogFiles, sync_directory, write_all
 from joblet.server.logs.format import GapKind, IndexState, Kind, Record
 from joblet.server.logs.mask import Mask, stars
+from joblet.server.logs.overflow import Policy
 from joblet.server.logs.recovery import append, unknown_gap
 from joblet.server.logs.segments import Segments
-from joblet.server.logs.stage import Room, StagedLog
+from joblet.server.logs.stage import Room, Shelf, StagedLog
 
 # The stage's room is given back after so many bytes were stored.
 _FREE_BYTES: Final = 1 << 20
@@ -139,9 +140,11 @@ class LogCore:
         clock_us: Callable[[], int],
         wake: Callable[["LogCore"], None],
         on_staged: Callable[["LogCore"], None],
+        on_stored: Callable[["LogCore"], None],
         on_dirty: Callable[["LogCore"], None],
         on_clean: Callable[["LogCore"], None],
         step: Callable[[str], None],
+        policy: Policy,
         on_rotated: Callable[["LogCore"], None] = lambda _: None,
     ) -> None:
         self.job_id = job_id
@@ -156,6 +159,7 @@ class LogCore:
         self.step = step
         self.mask: Mask | None = None  # secrets that nobody reads; set before anybody reads
         self.pending = False  # the writer knows that something is to be stored
+        self.policy: Policy = policy  # what to do when the stage is nearly full
         # These five belong to the event loop.
         self.closed: JobletError | None = None  # why nobody can use the log any more
         self.given_up: JobletError | None = None  # why nobody attends to the job any more
@@ -166,6 +170,7 @@ class LogCore:
         self._clock_us = clock_us
         self._wake = wake
         self._on_staged = on_staged
+        self._on_stored = on_stored
         self._on_dirty = on_dirty
         self._on_clean = on_clean
         self._dirty = False  # something was entered that is not durable, or may not be
@@ -175,9 +180,11 @@ class LogCore:
         self._parent_synced = False
         self._storing = threading.Lock()
         self._syncing = threading.Lock()
-        self._skips: dict[int, collections.deque[tuple[int, int]]] = {
+        # What was left out: begin, end, and how much of the stage's room that gave back at once.
+        self._skips: dict[int, collections.deque[tuple[int, int, int]]] = {
             stream: collections.deque() for stream in fmt.STREAMS
         }
+        self._given_back = [0, 0, 0]  # of what the writer has passed and not freed yet
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator[None]:
@@ -226,12 +233,19 @@ class LogCore:
             if count == 0:
                 return
             self._touch()
-            self._skips[stream].append((begin, begin + count))
+            self.staged.will_hollow(stream, begin, begin + count)
+            skips = self._skips[stream]
+            skips.append((begin, begin + count, 0))
             try:
                 self._append(Kind.GAP, stream, fmt.gap_length(kind, unknown=False), count)
             except OSError:
-                self._skips[stream].pop()
+                skips.pop()
                 raise
+            self.step("overflow:left-out")
+            # Under the lock: the writer counts with what is said here.
+            room = self.staged.hollow(stream, begin, begin + count)
+            skips[-1] = begin, begin + count, room
+        self._room.free(room, 0)
         self._grew()
 
     def end(self, stream: int) -> None:
@@ -323,10 +337,13 @@ class LogCore:
             with self.lock:
                 records = self.state.records
                 held = list(self.state.held)
-            if records == self.stored_records:
-                return False
-            self._store(records, held)
-        return True
+            something = records != self.stored_records
+            if something:
+                self._store(records, held)
+            with self.lock:
+                if self.state.records == self.stored_records:
+                    self._on_stored(self)
+        return something
 
     def _store(self, records: int, held: list[int]) -> None:
         """The first `records` records and the bytes that they are about."""
@@ -370,7 +387,10 @@ class LogCore:
         segments, skips = self.segments[stream], self._skips[stream]
         if skips and skips[0][0] == position:
             segments.skip(skips[0][1])
-            return skips.popleft()[1]
+            with self.lock:
+                _, end, room = skips.popleft()
+            self._given_back[stream] += room
+            return end
         end = min(held, skips[0][0]) if skips else held
         count = self.staged.read_into(stream, position, buffer[: end - position])
         if count == 0:
@@ -381,9 +401,40 @@ class LogCore:
     def _free(self, stream: int, begin: int) -> int:
         end = self.stored[stream]
         if end > begin:
-            self.staged.free(stream, begin, end)
-            self._room.free(end - begin, 0)
+            room = self.staged.free(stream, begin, end) - self._given_back[stream]
+            self._given_back[stream] = 0
+            self._room.free(room, 0)
         return end
+
+    def abandon(self) -> None:
+        """The log is removed: what is staged of it takes no room any more."""
+        with self._storing, self.lock:
+            for stream in fmt.STREAMS:
+                held, stored = self.state.held[stream], self.stored[stream]
+                room = self.staged.room(stream, stored, held) if held > stored else 0
+                left_out = sum(room for _, _, room in self._skips[stream])
+                self._room.free(room - left_out - self._given_back[stream], 0)
+            self._room.free(0, self.state.records - self.stored_records)
+
+    def pack(self, shelf: Shelf, most: int) -> tuple[int, int]:
+        """Pack up to `most` staged blocks of each stream, the oldest ones but for those that the
+        writer is at. How many were tried, and how much of the stage's room that gave back.
+
+        One thread at a time. Raises OSError.
+        """
+        tried = given = 0
+        with self.pinned():
+            for stream in fmt.STREAMS:
+                for _ in range(most):
+                    begin = self.stored[stream] + BLOCK_BYTES
+                    block = self.staged.next_block(stream, begin, self.state.held[stream])
+                    if block is None or self.files.dropped:
+                        break
+                    tried += 1
+                    room = self.staged.pack(stream, block, shelf, self.step)
+                    self._room.free(room, 0)
+                    given += room
+        return tried, given
 
     def sync(self) -> None:
         """Store what is entered now, and make it durable.

@@ -9,6 +9,7 @@ and how their last user left them.
     <directory>/.removed-<id>/   a log that is being removed
     <stage>/.lock                likewise
     <stage>/<job id>/            what of a log is not in its directory yet (stage)
+    <spill>/<job id>/            what of that was moved to a disk, because the stage was nearly full
 
 Blocking. Must not import anything of joblet but joblet.errors and its neighbours files, recovery.
 """
@@ -41,16 +42,17 @@ _CANNOT_SPLICE: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class LogDirectory:
-    """Valid between `take` and `release`. `stage`: on a tmpfs, see stage. `boot_id`: this boot,
-    None asks the kernel.
+    """Valid between `take` and `release`. `stage`: on a tmpfs, see stage. `spill`: may be None.
+    `boot_id`: this boot, None asks the kernel.
 
     `boot` is the tag of this boot, `clean_boot` of one that ended with a clean stop, everything
     synced, or UNKNOWN_BOOT.
     """
 
-    def __init__(self, path: Path, stage: Path, boot_id: str | None) -> None:
+    def __init__(self, path: Path, stage: Path, spill: Path | None, boot_id: str | None) -> None:
         self.path = path
         self.stage = stage
+        self.spill = spill
         self.boot = self.clean_boot = UNKNOWN_BOOT
         self._boot_id = boot_id
         self._locks: list[int] = []
@@ -64,6 +66,7 @@ class LogDirectory:
             what = f"stage output in {self.stage}"
             self._lock(self.stage)
             self._probe_splice(what)
+            self._take_spill()
             what = f"keep output in {self.path}"
             boot_id = self._boot_id or _BOOT_ID.read_text(encoding="ascii").strip()
             self.boot = _boot_tag(boot_id)
@@ -115,6 +118,10 @@ class LogDirectory:
         """Where what is staged of a log lies. Raises as log_path."""
         return self.stage / self.log_path(job_id).name
 
+    def spill_path(self, job_id: str) -> Path | None:
+        """Where what is spilled of a log lies. Raises as log_path."""
+        return None if self.spill is None else self.spill / self.log_path(job_id).name
+
     def list_staged(self) -> list[str]:
         """Ids of the logs of which something is staged, sorted. Raises OSError."""
         return _logs_in(self.stage)
@@ -141,6 +148,8 @@ class LogDirectory:
         """Remove a log: at once from the list, then its files. Raises OSError."""
         aside = self.path / f"{_REMOVED}{job_id}"
         shutil.rmtree(aside, ignore_errors=True)  # of a removal that was cut short
+        if (spilled := self.spill_path(job_id)) is not None:
+            shutil.rmtree(spilled, ignore_errors=True)
         shutil.rmtree(self.stage_path(job_id), ignore_errors=True)
         self.log_path(job_id).rename(aside)
         shutil.rmtree(aside)
@@ -148,6 +157,18 @@ class LogDirectory:
     def sync(self) -> None:
         """Make durable which logs there are. Raises OSError."""
         sync_directory(self.path)
+
+    def _take_spill(self) -> None:
+        """What is spilled belongs to what is staged: without that, it is a dead machine's.
+
+        A directory that cannot be used keeps nobody from starting: who would spill waits.
+        """
+        if self.spill is None:
+            return
+        with contextlib.suppress(OSError):
+            self.spill.mkdir(_DIRECTORY_MODE, parents=True, exist_ok=True)
+            for job_id in set(_logs_in(self.spill)) - set(_logs_in(self.stage)):
+                shutil.rmtree(self.spill / job_id, ignore_errors=True)
 
     def _probe_splice(self, what: str) -> None:
         """Move a byte from a pipe into a file, as the readers will."""

@@ -23,6 +23,7 @@ from joblet.server.logs.core import HELD, Chunk, Gap, LogCore
 from joblet.server.logs.faults import fault
 from joblet.server.logs.follower import DEFAULT_CHUNK_BYTES, Follower, check_range
 from joblet.server.logs.format import GapKind
+from joblet.server.logs.overflow import Overflow
 from joblet.server.logs.reader import Pipe, Reader
 from joblet.server.logs.rest import import_rest
 from joblet.server.logs.selection import SelectedLog, Selection
@@ -74,7 +75,9 @@ class JobLog:
         core: LogCore,
         *,
         shared: Shared,
+        overflow: Overflow,
     ) -> None:
+        self._overflow = overflow
         self.core = core  # for the store
         core.owner = self
         self._shared = shared
@@ -304,6 +307,11 @@ class JobLog:
         """Nobody reads these values from now on; see mask. The same ones every time."""
         if self.core.mask is None:
             self.core.mask = mask.of(secrets)
+
+    def handle_overflow(self, strategy: str = "", on_full: str = "") -> None:
+        """What is done with this job's output when the stage is nearly full: a name of
+        overflow.STRATEGIES and one of overflow.ON_FULL; "": as is configured."""
+        self.core.policy = self._overflow.policy(strategy, on_full)
 
     def shut(self, reason: JobletError) -> None:
         """Let nobody use the log any more, and tell who waits. For the store."""

@@ -16,10 +16,12 @@ When a round moved little, the thread sleeps for `pace_s` before the next one: s
 gather in the pipe meanwhile, and the first of them was already read. A pipe that fills within
 that time counts as busy.
 
-If the stage is full nobody is read: pipes fill, jobs wait, nothing is lost. If it refuses (its
-tmpfs has no page to give), the pipe rests, with back-off.
+If the stage is nearly full, each job's policy says whether its pipes are read, left to fill, so
+that the job waits, or read and left out (overflow). Short of that it costs a look at a flag. If the
+stage refuses (its tmpfs has no page to give), the pipe rests, with back-off.
 
-Must not import anything of joblet but joblet.errors and its neighbours core, faults, stage.
+Must not import anything of joblet but joblet.errors and its neighbours core, faults, format,
+overflow.
 """
 
 import collections
@@ -39,11 +41,17 @@ from typing import Final
 from joblet.errors import Internal, JobletError, Unavailable
 from joblet.server.logs.core import LogCore
 from joblet.server.logs.faults import fault
-from joblet.server.logs.stage import Room
+from joblet.server.logs.format import GapKind
+from joblet.server.logs.overflow import Overflow, Verdict
 
 _MAX_EVENTS: Final = 1024
 # More than this in one splice: the writers keep up with us, so there is nothing to wait for.
 _BUSY_BYTES: Final = 64 << 10
+# Of pipes that are left out a gap is entered so often at most, unless they fill meanwhile.
+_GATHER_S: Final = 0.1
+# If all pipes wait, it is looked again so often whether one may be read, whatever is told.
+_LOOK_S: Final = 0.1
+_LEFT_OUT: Final = {Verdict.SAMPLE: GapKind.SAMPLED, Verdict.DROP: GapKind.DROPPED}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,6 +82,9 @@ class Pipe:
         self.at_end = False  # all is read; the end is to be entered
         self.trouble: JobletError | None = None
         self.delay_s = 0.0
+        self.turn = 0  # chunks read under pressure
+        self.left_out_s = 0.0  # when some was left out last
+        self.waits = False  # for room in the stage
         # A quarter of a pipe can be all it holds: small writes do not always share a page.
         self.busy_bytes = min(_BUSY_BYTES, fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) // 4)
         self.waiting: list[concurrent.futures.Future[None]] = []  # for the end
@@ -90,7 +101,7 @@ class ReaderStatistics:
     chunks: int
     rounds: int
     pauses: int  # how often a pipe had to rest because the stage refused
-    waits: int  # how often all pipes waited for room in the stage
+    waits: int  # how often a pipe began to wait for room in the stage
 
 
 class Reader:
@@ -100,14 +111,15 @@ class Reader:
         self,
         name: str,
         settings: Settings,
-        room: Room,
+        overflow: Overflow,
         *,
         on_trouble: Callable[[LogCore, JobletError | None], None],
         on_death: Callable[[JobletError], None],
         step: Callable[[str], None],
     ) -> None:
         self._settings = settings
-        self._room = room
+        self._overflow = overflow
+        self._room = overflow.room
         self._on_trouble = on_trouble
         self._on_death = on_death
         self._step = step
@@ -121,6 +133,7 @@ class Reader:
         self._pipes: dict[int, Pipe] = {}
         self._hot: dict[Pipe, None] = {}
         self._resting: list[tuple[float, int, Pipe]] = []
+        self._stuck = False  # all hot pipes wait for room
         self._bytes_moved = self._chunks = self._rounds = self._pauses = self._waits = 0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -245,28 +258,60 @@ class Reader:
             pipe = heapq.heappop(self._resting)[2]
             if not pipe.closed:
                 self._hot[pipe] = None
-        if self._room.is_full():
-            self._waits += bool(self._hot)
-            return
         busy = False
         settings = self._settings
         next_round = time.monotonic() + settings.pace_s
         share = settings.round_bytes // max(1, len(self._hot))
         share = max(settings.fair_splice_bytes, min(settings.splice_bytes, share))
+        self._stuck = bool(self._hot)
         for pipe in list(self._hot):
-            if self._room.is_full():
-                return
-            if not pipe.closed and (self._visit(pipe, share) >= pipe.busy_bytes or pipe.hung_up):
-                busy = True
-        if self._hot and not busy and (rest := next_round - time.monotonic()) > 0:
+            if pipe.closed:
+                continue
+            if self._room.pressed:
+                moved = self._visit_pressed(pipe, share)
+            else:
+                self._stuck = pipe.waits = False
+                moved = self._visit(pipe, share)
+            busy = busy or moved >= pipe.busy_bytes or (pipe.hung_up and not pipe.waits)
+        if (
+            self._hot
+            and not busy
+            and not self._stuck
+            and (rest := next_round - time.monotonic()) > 0
+        ):
             time.sleep(rest)
 
-    def _timeout_s(self) -> float | None:
-        if self._hot and not self._room.is_full():
+    def _visit_pressed(self, pipe: Pipe, share: int) -> int:
+        """As _visit, if the job's policy says so."""
+        policy = pipe.core.policy
+        verdict = policy.verdict(pipe.turn)
+        waited, pipe.waits = pipe.waits, verdict is Verdict.WAIT
+        if pipe.waits:
+            self._waits += not waited
+            self._overflow.waits(policy, begun=not waited)
             return 0
+        self._stuck = False
+        kind = _LEFT_OUT.get(verdict)
+        if kind is not None and not pipe.hung_up and pipe.left is None:
+            # A record for each little write of a job would fill what room there is.
+            now = time.monotonic()
+            if now - pipe.left_out_s < _GATHER_S and _readable(pipe.fd) < pipe.busy_bytes:
+                return 0
+            pipe.left_out_s = now
+        moved = self._visit(pipe, share, kind)
+        if moved:
+            pipe.turn += 1
+            self._overflow.took(policy, verdict)
+        return moved
+
+    def _timeout_s(self) -> float | None:
+        if self._hot and not self._stuck:
+            return 0
+        look = _LOOK_S if self._hot else None
         if self._resting:
-            return max(0.0, self._resting[0][0] - time.monotonic())
-        return None
+            rest = max(0.0, self._resting[0][0] - time.monotonic())
+            return rest if look is None else min(rest, look)
+        return look
 
     def _obey(self) -> None:
         os.eventfd_read(self._wake_fd)
@@ -294,11 +339,11 @@ class Reader:
         if pipe.trouble is None:
             self._hot[pipe] = None
 
-    def _visit(self, pipe: Pipe, share: int) -> int:
-        """One step of a pipe, of at most `share` bytes; how many it moved."""
+    def _visit(self, pipe: Pipe, share: int, leave_out: GapKind | None = None) -> int:
+        """One step of a pipe, of at most `share` bytes; how many it moved. `leave_out`: as that."""
         moved = 0
         try:
-            moved = self._advance(pipe, share)
+            moved = self._advance(pipe, share, leave_out)
         except OSError as exc:
             self._rest(pipe, fault(f"keep the output of job {pipe.core.job_id}", exc))
             return moved
@@ -313,7 +358,7 @@ class Reader:
             self._on_trouble(pipe.core, None)
         return moved
 
-    def _advance(self, pipe: Pipe, share: int) -> int:
+    def _advance(self, pipe: Pipe, share: int, leave_out: GapKind | None) -> int:
         core, stream = pipe.core, pipe.stream
         if not pipe.watched:
             self._epoll.register(pipe.fd, select.EPOLLIN | select.EPOLLET)
@@ -340,7 +385,10 @@ class Reader:
                 if pipe.left is not None:
                     pipe.left -= moved
                     pipe.at_end = pipe.left == 0
-                core.enter(stream)
+                if leave_out is None:
+                    core.enter(stream)
+                else:
+                    core.discard(stream, leave_out)
                 self._bytes_moved += moved
                 self._chunks += 1
                 self._step("reader:entered")

@@ -112,6 +112,7 @@ def recover(
     for stream in fmt.STREAMS:
         segments[stream].load(names, doubtful=doubted)
     if staged.files.names():
+        staged.load()
         _store_staged(files, segments, staged, state, step)
         index_bytes = os.fstat(index).st_size
     damaged = index_bytes > state.records * fmt.RECORD_BYTES
@@ -146,6 +147,9 @@ def recover(
     if any(segments[stream].end < state.held[stream] for stream in fmt.STREAMS):
         state = _rewrite(files, segments, state)
         index = files.index()
+        for stream in fmt.STREAMS:  # what was left out at the end has no bytes to be there
+            if segments[stream].end < state.held[stream]:
+                segments[stream].skip(state.held[stream], hole=False)
         step("recovery:rewritten")
     for stream in fmt.STREAMS:
         _enter_leftover(index, segments[stream], state, stream, now_us)

@@ -5,6 +5,7 @@ Must not import anything of joblet but its neighbours blocks, expired, files, fo
 """
 
 import bisect
+import errno
 import os
 import re
 import zlib
@@ -23,6 +24,8 @@ DEFAULT_ROTATION_BYTES: Final = 64 << 20
 _DIGITS: Final = 15  # a petabyte
 _SEGMENT: Final = re.compile(r"([0-9]{15,})((?:\.zst)?(?:\.new)?(?:\.sums)?)", re.ASCII)
 _EXPIRED: Final = "expired"
+# Fewer bytes that are not stored are no reason for another file.
+_HOLE_BYTES: Final = 64 << 20
 
 
 class Stored(NamedTuple):
@@ -39,8 +42,9 @@ class Segments:
 
     A position counts the bytes that the stream has said. A segment is a file `out.POSITION` or
     `err.POSITION` (15 decimal digits), which holds the stream's bytes from that position on and
-    nothing else; the next one begins when it is `rotation_bytes` long, or behind bytes that were
-    never stored (overflow). Beside it lies `NAME.sums`, records of 32 bytes, little endian:
+    nothing else; the next one begins when it is `rotation_bytes` long. For bytes that were never
+    stored (overflow) there is a hole, or, if they are many, the next segment begins behind them.
+    Beside it lies `NAME.sums`, records of 32 bytes, little endian:
 
         u64   position of the block's first byte in the stream
         u64   where it lies in the segment's file
@@ -121,10 +125,25 @@ class Segments:
         self._add(start, _block(position, at, data))
         self.end = position + len(data)
 
-    def skip(self, position: int) -> None:
-        """What was said up to `position` is not stored: the next segment begins there."""
-        if position != self.end:
+    def skip(self, position: int, *, hole: bool = True) -> None:
+        """What was said up to `position` is not stored. Raises OSError; then it may be repeated.
+
+        `hole`: there may be a hole in its place; one at the end is not seen by the next opening.
+        """
+        if position == self.end:
+            return
+        if (
+            not hole
+            or not self._starts
+            or self._starts[-1] in self._sealed
+            or position - self.end > _HOLE_BYTES
+        ):
             self._begin(position)
+            return
+        start = self._starts[-1]
+        os.ftruncate(self._fd(start), position - start)
+        self._unsynced[self.name(start)] = None
+        self.end = position
 
     def read(self, position: int, count: int) -> bytes:
         """Bytes from `position` on, at least one and at most `count`, as they were written.
@@ -338,7 +357,7 @@ class Segments:
     def _resum(self, start: int, position: int) -> None:
         """Add the sums of what lies behind those that are there."""
         fd = self._fd(start)
-        while position < self.end:
+        while (position := start + _data_at(fd, position - start)) < self.end:
             data = os.pread(fd, min(BLOCK_BYTES, self.end - position), position - start)
             if not data:
                 return
@@ -363,6 +382,16 @@ class Segments:
         self._files.let_go(name)
         self._unsynced.pop(name, None)
         (self._files.path / name).unlink(missing_ok=True)
+
+
+def _data_at(fd: int, at: int) -> int:
+    """Where in a file there is something that is no hole, from `at` on; the end, if nothing is."""
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA)
+    except OSError as exc:
+        if exc.errno != errno.ENXIO:
+            raise
+        return max(at, os.fstat(fd).st_size)
 
 
 def _block(position: int, at: int, data: bytes | memoryview) -> Sum:

@@ -26,6 +26,8 @@ from joblet.server.logs.files import FileCache, LogFiles
 from joblet.server.logs.format import STREAMS
 from joblet.server.logs.joblog import JobLog, Shared
 from joblet.server.logs.keeper import Keeper, Keeping, Swept
+from joblet.server.logs.overflow import Overflow, spare_or_none
+from joblet.server.logs.packer import Packer
 from joblet.server.logs.reader import Reader, ReaderStatistics, Settings
 from joblet.server.logs.recovery import recover
 from joblet.server.logs.segments import DEFAULT_ROTATION_BYTES, Segments
@@ -55,12 +57,16 @@ class LogStore:
     """The logs beneath `directory`. Everything but the constructor runs on one event loop.
 
     `stage`: a directory on a tmpfs that outlives this process, for what is on its way to the disk.
+    `strategy`, `on_full`, `spill`: what is done when that is nearly full, see overflow, for jobs
+    that have no wish of their own.
     `clock_us`: wall clock in microseconds since the epoch, called from any thread.
     `boot_id`: identifies this boot of the machine; the kernel's by default.
     `sync_s`: what is stored is durable at most so much later.
     `max_idle_logs`: how many logs that nobody reads or writes keep their (three) files open.
     `on_trouble(job_id, error)`: reading a job rests because of `error`, None: it goes on again.
     `on_death(error)`: a reader thread is gone by a bug; its jobs wait for another server.
+    `on_overflow(what, begun)`: see overflow.Overflow.
+    `spare()`: how many bytes more the stage could hold, by default what its filesystem has left.
     `step(name)`: called between every two steps that a kill could part; from any thread.
     """
 
@@ -77,14 +83,20 @@ class LogStore:
         settings: Settings | None = None,
         bounds: Bounds | None = None,
         batching: Batching | None = None,
+        strategy: str = "compress",
+        on_full: str = "block",
+        spill: str | Path | None = None,
+        spare: Callable[[], int] | None = None,
         rotation_bytes: int = DEFAULT_ROTATION_BYTES,
         sync_s: float = 1.0,
         boot_id: str | None = None,
         on_trouble: Callable[[str, JobletError | None], None] = _ignore,
         on_death: Callable[[JobletError], None] = _ignore,
+        on_overflow: Callable[[str, bool], None] = _ignore,
         step: Callable[[str], None] = _ignore,
     ) -> None:
-        self._directory = LogDirectory(Path(directory), Path(stage), boot_id)
+        spill = None if spill is None else Path(spill)
+        self._directory = LogDirectory(Path(directory), Path(stage), spill, boot_id)
         self._clock_us = clock_us
         self._reader_count = readers
         self._writer_count = writers
@@ -92,7 +104,17 @@ class LogStore:
         self._settings = settings or Settings()
         self._room = Room(bounds or Bounds())
         self._room.on_room = self._tell_room
+        self._room.on_pressed = self._tell_pressed
         self._room.on_batch = self._tell_batch
+        self._overflow = Overflow(
+            self._room,
+            spare=spare or functools.partial(spare_or_none, Path(stage)),
+            strategy=strategy,
+            on_full=on_full,
+            spill=spill,
+            on_episode=self._tell_overflow,
+        )
+        self._on_overflow = on_overflow
         self._batching = batching or Batching()
         self._rotation_bytes = rotation_bytes
         self._sync_s = sync_s
@@ -108,6 +130,7 @@ class LogStore:
         self._writers: list[Writer] = []
         self._syncer: Syncer | None = None
         self._keeper: Keeper | None = None
+        self._packers: list[Packer] = []
         self._shared: Shared | None = None
         self._waker: Waker | None = None
 
@@ -127,7 +150,7 @@ class LogStore:
                 reader = Reader(
                     f"log-reader-{number}",
                     self._settings,
-                    self._room,
+                    self._overflow,
                     on_trouble=functools.partial(self._waker.call, self._tell_trouble),
                     on_death=functools.partial(self._waker.call, self._on_death),
                     step=self._step,
@@ -153,6 +176,11 @@ class LogStore:
                 step=self._step,
             )
             self._syncer.start()
+            for packing in self._overflow.packing.values():
+                death = functools.partial(self._waker.call, self._on_death)
+                packer = Packer(packing, self._overflow, on_death=death)
+                packer.start()
+                self._packers.append(packer)
         except (OSError, RuntimeError) as exc:
             await self.stop()
             raise ResourceExhausted("start the threads that keep output", str(exc)) from exc
@@ -181,12 +209,16 @@ class LogStore:
                     group.create_task(asyncio.to_thread(writer.stop))
                 if self._syncer is not None:
                     group.create_task(asyncio.to_thread(self._syncer.stop))
+                for packer in self._packers:
+                    group.create_task(asyncio.to_thread(packer.stop))
             await shared.close()
             await asyncio.to_thread(self._sync_all)
         finally:
             self._readers.clear()
             self._writers.clear()
             self._syncer = None
+            self._packers.clear()
+            self._overflow.logs.clear()
             self._dirty.clear()
             self._cache.close()
             self._directory.release()
@@ -269,7 +301,9 @@ class LogStore:
                 log.core.files.dropped = log.core.staged.files.dropped = True
                 log.shut(NotFound(f"use the log of job {job_id}", "it was removed"))
                 await log.quiet()
+                await shared.run(self._in_pool(log.core.abandon))
                 self._dirty.discard(log.core)
+                self._overflow.logs.discard(log.core)
             await shared.run(self._in_pool(self._directory.remove, job_id))
         except FileNotFoundError as exc:
             raise NotFound(what, "there is none") from exc
@@ -324,6 +358,16 @@ class LogStore:
         """Bytes of output that wait for the disk."""
         return self._room.bytes
 
+    @property
+    def staged_chunks(self) -> int:
+        """Entries of arrival indexes that wait for the disk."""
+        return self._room.chunks
+
+    def overflow(self) -> dict[str, int]:
+        """Chunks that each overflow strategy had to take care of since the start; `block`: pipes
+        that were left unread."""
+        return self._overflow.counts()
+
     def bytes_moved(self) -> int:
         """Bytes of output read since the start."""
         return sum(reader.statistics().bytes_moved for reader in self._readers)
@@ -345,7 +389,7 @@ class LogStore:
             core = await self._in_pool(blocking)
         except OSError as exc:
             raise fault(f"open the log of job {job_id}", exc) from exc
-        log = JobLog(core, shared=shared)
+        log = JobLog(core, shared=shared, overflow=self._overflow)
         self._logs[job_id] = log
         return log
 
@@ -357,7 +401,7 @@ class LogStore:
     def _open_blocking(self, job_id: str, *, from_earlier_boot: bool) -> LogCore:
         directory = self._directory
         files = LogFiles(directory.make(job_id), self._cache)
-        staged = StagedLog(directory.stage_path(job_id), self._cache)
+        staged = self._staged_log(job_id)
         segments = {stream: Segments(files, stream, self._rotation_bytes) for stream in STREAMS}
         with files.pinned(), staged.files.pinned():
             was_staged = bool(staged.files.names())
@@ -377,25 +421,32 @@ class LogStore:
             files,
             state,
             segments=segments,
-            staged=StagedLog(directory.stage_path(job_id), self._cache),
+            staged=self._staged_log(job_id),
             room=self._room,
             clock_us=self._clock_us,
             wake=self._wake,
             on_staged=self._staged,
+            on_stored=self._overflow.logs.discard,
             on_dirty=self._dirty.add,
             on_clean=self._dirty.discard,
             step=self._step,
             on_rotated=self._rotated,
+            policy=self._overflow.policy(),
         )
         if was_staged or not core.ended:
             core.mark_dirty()
         return core
+
+    def _staged_log(self, job_id: str) -> StagedLog:
+        directory = self._directory
+        return StagedLog(directory.stage_path(job_id), self._cache, directory.spill_path(job_id))
 
     def _wake(self, core: LogCore) -> None:
         if self._waker is not None:
             self._waker.wake(core)
 
     def _staged(self, core: LogCore) -> None:
+        self._overflow.logs.add(core)
         self._writers[hash(core) % len(self._writers)].staged(core)
 
     def _rotated(self, core: LogCore) -> None:
@@ -405,6 +456,17 @@ class LogStore:
     def _tell_room(self) -> None:
         for reader in self._readers:
             reader.look()
+
+    def _tell_pressed(self, pressed: bool) -> None:  # noqa: FBT001 - a callback of Room
+        if pressed:
+            for packer in self._packers:
+                packer.pressed()
+        else:
+            self._overflow.relieved()
+
+    def _tell_overflow(self, what: str, begun: bool) -> None:  # noqa: FBT001 - of Overflow
+        if self._waker is not None:
+            self._waker.call(self._on_overflow, what, begun)
 
     def _tell_batch(self) -> None:
         for writer in self._writers:

@@ -17,11 +17,15 @@ Plan:
     rest          how many bytes of each stream PID 1 keeps in a file before the last servers run,
                   which import them; then the streams are finished
     settings      of the readers; bounds, batching, rotation: of the stage and the store
+    strategy, on_full    what is done when the stage is nearly full
+    slow          seconds that the disk takes for a block, while servers are killed
 """
 
 import asyncio
+import collections
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -33,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from joblet.server.logs import ERR, OUT, Batching, Bounds, Chunk, Gap, LogStore, Settings
+from joblet.server.logs import ERR, OUT, Batching, Bounds, Chunk, GapKind, LogStore, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,13 +75,16 @@ def produce(sinks: dict[int, int], blocks: int | None, report: int) -> None:
 class Steps:
     """The store's step hook: notes every step, and dies at the one that was asked for."""
 
-    def __init__(self, note: int, kill: object) -> None:
+    def __init__(self, note: int, kill: object, slow: float) -> None:
         self._note = note
+        self._slow = slow
         self._name: str = kill[0] if isinstance(kill, list) else ""
         self._left: int = kill[1] if isinstance(kill, list) else 0
 
     def __call__(self, name: str) -> None:
         os.write(self._note, f"{name}\n".encode())
+        if self._slow and name == "store:copied":
+            time.sleep(self._slow)
         if name == self._name:
             self._left -= 1
             if self._left == 0:
@@ -101,6 +108,10 @@ async def serve(
         batching=Batching(**plan.get("batching", {})),
         rotation_bytes=plan.get("rotation", 64 << 20),
         sync_s=plan.get("sync", 1.0),
+        strategy=plan.get("strategy", "compress"),
+        on_full=plan.get("on_full", "block"),
+        spill=directory / "spill",
+        spare=lambda: 0,
         step=step,
     )
     await store.start()
@@ -139,7 +150,7 @@ def run_server(
     begun, begin = os.pipe()
     pid = os.fork()
     if pid == 0:
-        steps = Steps(note, kill)
+        steps = Steps(note, kill, plan.get("slow", 0) if kill is not None else 0)
         told: list[str] = []
 
         def step(name: str) -> None:
@@ -180,29 +191,60 @@ def keep_rest(directory: Path, sources: dict[int, int]) -> None:
     (directory / "exit").touch()
 
 
+class Said:
+    """What the job says on a stream, from its beginning on."""
+
+    def __init__(self, stream: int) -> None:
+        self._blocks = (block(stream, number) for number in itertools.count())
+        self._left = b""
+
+    def take(self, count: int) -> bytes:
+        parts = []
+        while count:
+            self._left = self._left or next(self._blocks)
+            parts.append(self._left[:count])
+            self._left = self._left[count:]
+            count -= len(parts[-1])
+        return b"".join(parts)
+
+
 async def check(directory: Path) -> dict[str, Any]:
-    """What the log holds at the end, read as a follower does."""
+    """What the log holds at the end, read as a follower does; what was left out, filled in."""
     store = LogStore(
-        directory / "logs", directory / "stage", clock_us=lambda: time.time_ns() // 1000
+        directory / "logs",
+        directory / "stage",
+        clock_us=lambda: time.time_ns() // 1000,
+        spill=directory / "spill",
     )
     await store.start()
     log = await store.open(JOB)
     digests = {stream: hashlib.sha256() for stream in NAMES}
     lengths = dict.fromkeys(NAMES, 0)
+    said = {stream: Said(stream) for stream in NAMES}
+    left_out: collections.Counter[str] = collections.Counter()
     offset, gaps = 0, 0
     async for item in log.follow(follow=False):
         if item.offset != offset:
             raise SystemExit(f"offset {item.offset} follows {offset}")
         offset = item.offset_end
         if isinstance(item, Chunk):
-            digests[item.stream].update(item.data)
-            lengths[item.stream] += len(item.data)
-        gaps += isinstance(item, Gap)
+            if said[item.stream].take(len(item.data)) != item.data:
+                raise SystemExit(f"the bytes from {item.offset} on differ")
+            data = item.data
+        elif item.kind in (GapKind.SAMPLED, GapKind.DROPPED):
+            data = said[item.stream].take(item.bytes or 0)
+            left_out[item.kind] += len(data)
+        else:
+            gaps += 1
+            continue
+        digests[item.stream].update(data)
+        lengths[item.stream] += len(data)
     ended = log.ended
     await store.stop()
     return {
         "streams": {NAMES[s]: [lengths[s], digests[s].hexdigest()] for s in NAMES},
         "gaps": gaps,
+        "left_out": left_out,
         "ended": ended,
     }
 

@@ -15,6 +15,7 @@ from joblet.server.logs import Chunk, Gap, JobLog, LogStore, Settings
 from joblet.server.logs import format as fmt
 from joblet.server.logs.core import HELD, LogCore
 from joblet.server.logs.files import FileCache, LogFiles
+from joblet.server.logs.overflow import Overflow
 from joblet.server.logs.recovery import recover
 from joblet.server.logs.segments import Segments
 from joblet.server.logs.stage import Bounds, Room, StagedLog
@@ -167,19 +168,22 @@ def opened(
                 step=step,
                 from_earlier_boot=known,
             )
+            room = Room(Bounds())
             core = LogCore(
                 "job",
                 files,
                 state,
                 segments=segments,
                 staged=StagedLog(stage_of(path), cache),
-                room=Room(Bounds()),
+                room=room,
                 clock_us=clock_us,
                 wake=nothing,
                 on_staged=nothing,
+                on_stored=nothing,
                 on_dirty=nothing,
                 on_clean=nothing,
                 step=step,
+                policy=Overflow(room, spare=lambda: 0).policy(),
             )
             with core.pinned():
                 yield core

@@ -43,6 +43,18 @@ REST_STEPS = (
     "rest:gap",
     "rest:synced",
 )
+OVERFLOW_STEPS = {
+    "compress": ("overflow:body", "overflow:framed", "overflow:packed"),
+    "spill": ("overflow:body", "overflow:framed", "overflow:packed"),
+    "sample": ("overflow:left-out",),
+}
+# The disk cannot keep up with the job, and the stage is small.
+SLOW: dict[str, Any] = {
+    "settings": SMALL,
+    "bounds": {"limit_bytes": 1_000_000, "batch_chunks": 10},
+    "batching": {"flush_s": 0.001},
+    "slow": 0.02,
+}
 
 
 def _drive(directory: Path, **plan: Any) -> dict[str, Any]:
@@ -102,6 +114,29 @@ def test_killed_while_it_syncs(tmp_path: Path) -> None:
         sync=0.0001,
     )
     assert not result["survived"][0]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "step"),
+    [(strategy, step) for strategy, steps in OVERFLOW_STEPS.items() for step in steps],
+)
+def test_killed_while_the_stage_is_nearly_full(tmp_path: Path, strategy: str, step: str) -> None:
+    kills = [[step, 1], [step, 2], ["store:freed", 2], [step, 7], ["recovery:stored", 1]]
+    result = _drive(tmp_path, blocks=1500, kills=kills, strategy=strategy, **SLOW)
+    assert not result["survived"][0]
+    assert set(result["left_out"]) == ({"sampled"} if strategy == "sample" else set())
+    assert not (tmp_path / "stage" / "job").exists()
+    assert not (tmp_path / "spill" / "job").exists()
+
+
+@pytest.mark.parametrize("strategy", [*OVERFLOW_STEPS, "alert"])
+def test_killed_at_random_moments_while_the_stage_is_nearly_full(
+    tmp_path: Path, strategy: str
+) -> None:
+    chance = random.Random(strategy)
+    kills = [chance.uniform(0, 0.15) for _ in range(12)]
+    result = _drive(tmp_path, blocks=None, kills=kills, strategy=strategy, on_full="drop", **SLOW)
+    assert result["survived"].count(False) >= 10
 
 
 @pytest.mark.parametrize("step", RECOVERY_STEPS)
