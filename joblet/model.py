@@ -140,6 +140,8 @@ class JobSpec:
     timeout_us: int = 0
     merge: bool = False
     log_driver: str = ""  # where the output goes: "", the store, or JOURNALD
+    overflow_strategy: str = ""  # for its output; "": the server's
+    on_full: str = ""
 
     @property
     def streams(self) -> tuple[int, ...]:

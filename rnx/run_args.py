@@ -63,6 +63,18 @@ FLAGS: Final = (
         "DRIVER",
         values=("journald",),
     ),
+    Flag(
+        "--overflow",
+        "If the server's disk is too slow for the output: compress, spill, sample, alert.",
+        "STRATEGY",
+        values=("compress", "spill", "sample", "alert"),
+    ),
+    Flag(
+        "--on-full",
+        "When that has no room left: block (the job waits) or drop.",
+        "ACTION",
+        values=("block", "drop"),
+    ),
     Flag("--follow", "Show the job's output and exit with its exit code.", short="-f"),
     Flag("--wait", "Wait for the job's end and exit with its exit code."),
     Flag("--split", "With --follow: the job's stderr to stderr, not to stdout."),
@@ -99,6 +111,8 @@ class RunArgs:
     network: str = ""
     merge: bool = False
     log_driver: str = ""
+    overflow: str = ""
+    on_full: str = ""
     follow: bool = False
     wait: bool = False
     split: bool = False

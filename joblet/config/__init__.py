@@ -25,6 +25,8 @@ from joblet.config.kinds import (
 from joblet.config.policy import INIT_POLICY, PROPERTIES, InitPolicy, load_policy, parse_policy
 from joblet.config.reading import ConfigurationError
 from joblet.config.server import (
+    ON_FULL,
+    OVERFLOW_STRATEGIES,
     SEARCH,
     Loaded,
     LogPersistence,
@@ -45,6 +47,8 @@ __all__ = [
     "MIN_CPU_PERCENT",
     "MIN_MEMORY_MIB",
     "MIN_TASKS",
+    "ON_FULL",
+    "OVERFLOW_STRATEGIES",
     "PROPERTIES",
     "SEARCH",
     "UIDS_PER_JOB",

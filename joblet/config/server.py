@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """joblet-config.yml, the server's configuration: the keys that Joblet clients and servers publish,
 as far as they mean something here, and some of our own (sections `limits`, `stream`,
-`journal` and `paths`, and on_full and sync_interval of `log_persistence`).
+`journal` and `paths`, and spill_directory, on_full and sync_interval of `log_persistence`).
 
 A key that nobody knows gives a warning; the published keys without a meaning here give one note.
 """
@@ -58,6 +58,10 @@ MACHINE_ID: Final = "/etc/machine-id"
 # An id made from a machine's id must not reveal it (machine-id(5)), so it is hashed with this one.
 APPLICATION_ID: Final = uuid.UUID("5c6f1d0e-8a4b-4f0b-9d0c-7a3f3f6e2b91")
 GIB: Final = 1 << 30
+# What is done with output that comes faster than the disk takes it (server.logs.overflow); jobs
+# may choose, too.
+OVERFLOW_STRATEGIES: Final = ("compress", "spill", "sample", "alert")
+ON_FULL: Final = ("block", "drop")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -172,8 +176,8 @@ class Streaming:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LogPersistence:
-    """How output is kept. Published, except on_full, sync_interval, compress and the two bounds of
-    bytes."""
+    """How output is kept. Published, except spill_directory, on_full, sync_interval, compress and the
+    two bounds of bytes."""
 
     retention_days: int = setting("retention_days", Whole(1, 36500, "ever"), 7)
     max_bytes_per_job: int = setting("max_bytes_per_job", Size(16 << 20, 1 << 50, "no limit"), 0)
@@ -189,10 +193,9 @@ class LogPersistence:
     )
     batch_chunks: int = setting("batch_size", Whole(1, 100_000), 100)
     flush_interval_us: int = setting("flush_interval", Duration("1ms", "1m"), "100ms")
-    overflow_strategy: str = setting(
-        "overflow_strategy", Choice(("compress", "spill", "sample", "alert")), "compress"
-    )
-    on_full: str = setting("on_full", Choice(("block", "drop")), "block")
+    overflow_strategy: str = setting("overflow_strategy", Choice(OVERFLOW_STRATEGIES), "compress")
+    spill_directory: str = setting("spill_directory", PATH, "/var/lib/joblet/spill")
+    on_full: str = setting("on_full", Choice(ON_FULL), "block")
     sync_interval_us: int = setting("sync_interval", Duration("10ms", "10m"), "1s")
 
     def segment_bytes(self) -> int:

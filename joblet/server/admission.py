@@ -13,7 +13,7 @@ import stat
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from joblet.config import UID_FIRST, UID_LAST, UIDS_PER_JOB
+from joblet.config import ON_FULL, OVERFLOW_STRATEGIES, UID_FIRST, UID_LAST, UIDS_PER_JOB
 from joblet.errors import InvalidArgument, ResourceExhausted, printable
 from joblet.launch.plan import ENV_NAME, MAX_STRING, MAX_STRINGS, WORK, Plan
 from joblet.model import JOURNALD, Job, JobSpec
@@ -71,6 +71,8 @@ def validate(spec: JobSpec) -> None:
         raise InvalidArgument(
             WHAT, f"its arguments and environment take {total} bytes, more than {MAX_PLAN_STRINGS}"
         )
+    _check_choice("overflow_strategy", spec.overflow_strategy, OVERFLOW_STRATEGIES)
+    _check_choice("on_full", spec.on_full, ON_FULL)
     if spec.network not in HOST_NETWORKS:
         raise InvalidArgument(
             WHAT,
@@ -82,6 +84,15 @@ def validate(spec: JobSpec) -> None:
             WHAT,
             f"there is no log driver {spec.log_driver!r:.80}",
             hint=f"leave it out for Joblet's own store, or use {JOURNALD} for the host's journal",
+        )
+
+
+def _check_choice(field: str, given: str, known: Collection[str]) -> None:
+    if given and given not in known:
+        raise InvalidArgument(
+            WHAT,
+            f"there is no {field} {given!r:.80}",
+            hint=f"{', '.join(known)}; leave it out for the server's own",
         )
 
 

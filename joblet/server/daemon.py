@@ -14,6 +14,7 @@ back.
 import asyncio
 import contextlib
 import datetime
+import functools
 import logging
 import os
 import signal
@@ -51,7 +52,7 @@ from joblet.server.rpc import listener, runtimes
 from joblet.server.rpc.jobs import JobService
 from joblet.server.rpc.monitoring import MonitoringService
 from joblet.server.supervisor import Settings, Supervisor
-from joblet.server.troubles import Troubles
+from joblet.server.troubles import Overflows, Troubles
 from joblet.server.units import JobUnits
 from joblet.systemd import messages, notify
 from joblet.systemd.bus import Bus
@@ -122,8 +123,12 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
             sync_s=settings.log_persistence.sync_interval_us / 1e6,
             max_idle_logs=IDLE_LOGS,
             boot_id=boot_id,
+            strategy=settings.log_persistence.overflow_strategy,
+            on_full=settings.log_persistence.on_full,
+            spill=settings.log_persistence.spill_directory,
             on_trouble=Troubles(loop.time).tell,
             on_death=died,
+            on_overflow=Overflows(lambda: logs.staged_bytes, loop.time).tell,
         )
         await logs.start()
         stack.push_async_callback(_bounded, "close the log store", logs.stop, STORE_S)
@@ -227,9 +232,17 @@ def _feed(metrics: LogMetrics, logs: LogStore, bounds: Bounds) -> None:
     metrics.bytes_in.watch(logs.bytes_moved)
     metrics.chunks_in.watch(lambda: sum(each.chunks for each in logs.statistics().readers))
     metrics.batches.watch(lambda: logs.statistics().batches)
-    metrics.overflow["block"].watch(lambda: sum(each.waits for each in logs.statistics().readers))
+    for name in metrics.overflow.read():
+        metrics.overflow[name].watch(functools.partial(_of, logs.overflow, name))
+    for kind in (GapKind.SAMPLED, GapKind.DROPPED):
+        metrics.gaps[kind].watch(functools.partial(_of, logs.left_out, f"{kind} gaps"))
+        metrics.gap_bytes[kind].watch(functools.partial(_of, logs.left_out, f"{kind} bytes"))
     metrics.pauses.watch(lambda: sum(each.pauses for each in logs.statistics().readers))
     metrics.logs_open.watch(lambda: logs.statistics().logs_open)
+
+
+def _of(counts: Callable[[], Mapping[str, int]], name: str) -> int:
+    return counts().get(name, 0)
 
 
 def _enforcement(settings: ServerConfig) -> Enforcement:

@@ -309,6 +309,7 @@ class JobTask:
         job_log = await self._tools.logs.open(self.job.id, from_earlier_boot=not self._same_boot)
         job_log.attended()
         job_log.hide(self.job.spec.secret_environment.values())
+        job_log.handle_overflow(self.job.spec.overflow_strategy, self.job.spec.on_full)
         if job_log.expected is None:
             await job_log.expect(self.job.spec.streams)
         return job_log

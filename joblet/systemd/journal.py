@@ -44,6 +44,8 @@ FIELDS: Final[Mapping[str, str]] = {
     "JOBLET_EXIT_CODE": "the exit code of a job's command that ended by itself",
     "JOBLET_SIGNAL": "the number of the signal that ended the job",
     "JOBLET_LEFT_OUT": "how many bytes of the job's output are missing here",
+    "JOBLET_OVERFLOW": "what is done with output that the disk is too slow for: alert, block,"
+    " sample or drop",
     "JOBLET_LIMITS": "the limits that are not enforced, by their names",
     "JOBLET_JOBS": "how many running jobs the server took back",
     "JOBLET_LOGS": "how many logs have no record, or were removed because their time had come",

@@ -24,6 +24,10 @@ OUTPUT_EXPIRED: Final = "b1f7c3f0a5f24b6d8e0c7d9a64e2135c"  # retention removed 
 CHANGE: Final = "6b5e0d8b7d1c4a3f9a7f0f3a2f5d9c11"
 CHANGE_REFUSED: Final = "413ea2fcc5f1489b8d656e65ccd5936d"
 
+# Output comes faster than the disk takes it, and something is done about it; that is over.
+OVERFLOW: Final = "6f9c8968f64847e48998b0ec7d437a49"
+OVERFLOW_OVER: Final = "55b45a24d4384daeb5e1900f63367386"
+
 INIT_MODE_AWAY: Final = "959748ea460647f7875ff9305c4239b1"
 STRANGER_REFUSED: Final = "018276d561ba40e78410eff4d54e13c5"  # at init mode's socket
 CERTIFICATE: Final = "c7eec9afa6284a8c8e54831f7b99884d"

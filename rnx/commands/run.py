@@ -125,6 +125,8 @@ def _request(run: RunArgs) -> "pb.RunJobRequest":
         network=run.network,
         merge=run.merge,
         log_driver=run.log_driver,
+        overflow_strategy=run.overflow,
+        on_full=run.on_full,
     )
 
 

@@ -51,6 +51,10 @@ def status_text(job: "pb.GetJobStatusResponse", env: Environment) -> str:
         _section("Timing", _timing(job, env)),
         _section("Resource Limits", _asked(job)),
         _section("Effective Limits", _effective(job)),
+        _section(
+            "Overflow of Output",
+            _named({"Strategy": job.overflow_strategy, "When Full": job.on_full}),
+        ),
         _section("Systemd", _systemd(job)),
         _section("Usage", _usage(job)),
         _section("Runtime Environment", _named({"Runtime": job.runtime})),
@@ -247,6 +251,8 @@ def status_json(job: "pb.GetJobStatusResponse") -> dict[str, Any]:
         "stoppedBy": job.stopped_by,
         "timeout": job.timeout,
         "logDriver": job.log_driver,
+        "overflow": job.overflow_strategy,
+        "onFull": job.on_full,
         "effectiveLimits": _effective_json(job),
         "usage": _usage_json(job),
     }

@@ -309,8 +309,8 @@ class JobLog:
             self.core.mask = mask.of(secrets)
 
     def handle_overflow(self, strategy: str = "", on_full: str = "") -> None:
-        """What is done with this job's output when the stage is nearly full: a name of
-        overflow.STRATEGIES and one of overflow.ON_FULL; "": as is configured."""
+        """What is done with this job's output when the stage is nearly full: the name of a strategy
+        and "block" or "drop" (see overflow); "": as is configured. Raises KeyError."""
         self.core.policy = self._overflow.policy(strategy, on_full)
 
     def shut(self, reason: JobletError) -> None:

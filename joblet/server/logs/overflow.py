@@ -30,9 +30,6 @@ from joblet.server.logs.stage import Room, Shelf
 if TYPE_CHECKING:
     from joblet.server.logs.core import LogCore
 
-STRATEGIES: Final = ("compress", "spill", "sample", "alert")
-ON_FULL: Final = ("block", "drop")
-
 # Of a filesystem that is shared so much is left alone, at most: the stage's, the spill directory's.
 _RESERVE_PART: Final = 16
 _RESERVE_BYTES: Final = 1 << 30
@@ -166,6 +163,7 @@ class Overflow:
         self._on_episode = on_episode
         self._lock = threading.Lock()
         self._counts: collections.Counter[str] = collections.Counter()
+        self._left_out: collections.Counter[str] = collections.Counter()
         self._episode: set[str] = set()
 
     def policy(self, strategy: str = "", on_full: str = "") -> Policy:
@@ -199,6 +197,17 @@ class Overflow:
             self.count("drop" if verdict is Verdict.DROP else "sample", tell=True)
         elif policy.strategy.name == "alert" and self.room.is_full():
             self.count("alert", tell=True)
+
+    def left_out(self, kind: str, count: int) -> None:
+        """A gap of so many bytes was entered."""
+        with self._lock:
+            self._left_out[f"{kind} gaps"] += 1
+            self._left_out[f"{kind} bytes"] += count
+
+    def gaps(self) -> dict[str, int]:
+        """What was left out: "KIND gaps", "KIND bytes"."""
+        with self._lock:
+            return dict(self._left_out)
 
     def relieved(self) -> None:
         """The stage is under pressure no longer."""

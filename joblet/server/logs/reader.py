@@ -389,6 +389,7 @@ class Reader:
                     core.enter(stream)
                 else:
                     core.discard(stream, leave_out)
+                    self._overflow.left_out(leave_out, moved)
                 self._bytes_moved += moved
                 self._chunks += 1
                 self._step("reader:entered")

@@ -358,15 +358,14 @@ class LogStore:
         """Bytes of output that wait for the disk."""
         return self._room.bytes
 
-    @property
-    def staged_chunks(self) -> int:
-        """Entries of arrival indexes that wait for the disk."""
-        return self._room.chunks
-
     def overflow(self) -> dict[str, int]:
         """Chunks that each overflow strategy had to take care of since the start; `block`: pipes
         that were left unread."""
         return self._overflow.counts()
+
+    def left_out(self) -> dict[str, int]:
+        """What overflow left out since the start: "KIND gaps", "KIND bytes"."""
+        return self._overflow.gaps()
 
     def bytes_moved(self) -> int:
         """Bytes of output read since the start."""

@@ -56,6 +56,8 @@ def spec(request: pb.RunJobRequest) -> JobSpec:
         timeout_us=_timeout(request.timeout),
         merge=request.merge,
         log_driver=request.log_driver,
+        overflow_strategy=request.overflow_strategy,
+        on_full=request.on_full,
     )
 
 
@@ -138,6 +140,8 @@ def job_status(job: Job, node_id: str) -> pb.GetJobStatusResponse:
         max_tasks=asked.max_tasks,
         merge=job.spec.merge,
         log_driver=job.spec.log_driver,
+        overflow_strategy=job.spec.overflow_strategy,
+        on_full=job.spec.on_full,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import pytest
 
+from joblet.config import ON_FULL, OVERFLOW_STRATEGIES
 from joblet.server.logs import ERR, OUT, Batching, Bounds, Chunk, Gap, GapKind, JobLog, LogStore
 from joblet.server.logs.reader import Settings
 from tests.unit.logs.support import Pipe, collect, run, running
@@ -285,6 +286,19 @@ def test_alert_goes_beyond_the_limit_as_far_as_the_tmpfs_does(tmp_path: Path, st
     )
 
 
+def test_a_job_may_have_what_the_configuration_may(tmp_path: Path, stage: Path) -> None:
+    async def main(store: LogStore, disk: Disk, told: list[Any]) -> None:
+        log = await store.open("job")
+        for strategy in ("", *OVERFLOW_STRATEGIES):
+            for on_full in ("", *ON_FULL):
+                log.handle_overflow(strategy, on_full)
+                policy = log.core.policy
+                assert policy.strategy.name == (strategy or "sample")
+                assert policy.drops == ((on_full or "drop") == "drop")
+
+    serve(tmp_path, stage, main, strategy="sample", on_full="drop")
+
+
 def test_one_job_waits_and_another_goes_on(tmp_path: Path, stage: Path) -> None:
     async def main(store: LogStore, disk: Disk, told: list[Any]) -> None:
         waiting = await job(store, noise(4 * LIMIT), "waiting", "compress", "block")
@@ -309,7 +323,7 @@ def test_records_of_what_is_left_out_are_bounded_too(tmp_path: Path, stage: Path
         with Pipe() as pipe:
             log.attach(OUT, pipe.read_end())
             said = 0
-            while store.staged_chunks < 16:
+            while store.statistics().staged_chunks < 16:
                 pipe.write(b"x")
                 said += 1
                 await eventually(lambda: log.size == said)  # noqa: B023 - awaited here
@@ -322,7 +336,7 @@ def test_records_of_what_is_left_out_are_bounded_too(tmp_path: Path, stage: Path
         assert log.size == said
         gaps = [item for item in await collect(log) if isinstance(item, Gap)]
         assert sum(gap.bytes or 0 for gap in gaps) == 200
-        assert store.staged_chunks < 30
+        assert store.statistics().staged_chunks < 30
         disk.free()
 
     serve(tmp_path, stage, main, on_full="drop", chunks=16)
@@ -344,7 +358,7 @@ def test_a_removed_log_takes_no_room(tmp_path: Path, stage: Path) -> None:
         disk.free()
         for name in ("packed", "other", "less"):
             await store.remove(name)
-        assert (store.staged_bytes, store.staged_chunks) == (0, 0)
+        assert (store.staged_bytes, store.statistics().staged_chunks) == (0, 0)
         assert names(tmp_path / "spill") == []
 
     serve(tmp_path, stage, main)
@@ -391,7 +405,7 @@ def test_many_jobs_of_every_kind(tmp_path: Path, stage: Path, seed: int) -> None
             assert set(await each.check()) <= may
             await each.log.sync()
             assert set(await each.check()) <= may
-        assert (store.staged_bytes, store.staged_chunks) == (0, 0)
+        assert (store.staged_bytes, store.statistics().staged_chunks) == (0, 0)
         assert most <= LIMIT + BEYOND
 
     serve(tmp_path, stage, main, spare=lambda: 0)

@@ -34,6 +34,7 @@ def test_run_sends_what_was_asked(rnx: Rnx, script: Script) -> None:
         *("--max-cpu=50", "--max-memory=1G", "--max-iobps=10M", "--cpu-cores=0-1"),
         *("--max-tasks", "9", "--timeout=1h", "--network=host", "--merge"),
         "--log-driver=journald",
+        *("--overflow=sample", "--on-full=drop"),
         *("sh", "-c", "echo $A", "--json", "--follow", "--"),
     )
     assert (result.code, result.err) == (0, "")
@@ -54,6 +55,8 @@ def test_run_sends_what_was_asked(rnx: Rnx, script: Script) -> None:
             network="host",
             merge=True,
             log_driver="journald",
+            overflow_strategy="sample",
+            on_full="drop",
         )
     ]
 

@@ -38,6 +38,8 @@ def full() -> pb.GetJobStatusResponse:
         cpu_cores="0-1",
         max_tasks=10,
         timeout="5m",
+        overflow_strategy="sample",
+        on_full="drop",
         network="bridge",
         work_dir="/work",
         environment={"B": "2", "A": "Status: 1"},
@@ -88,6 +90,10 @@ Effective Limits:
   Memory: 64 MB
   Tasks: 10
   I/O: not enforced on this host
+
+Overflow of Output:
+  Strategy: sample
+  When Full: drop
 
 Systemd:
   Unit: joblet-{JOB}.scope

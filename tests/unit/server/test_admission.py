@@ -64,6 +64,8 @@ MAX_PLAN = InitPolicy().max_plan_bytes
         (JobSpec("true", environment={"A": "ä" * 16385}), "A is longer than 32768"),
         (JobSpec("true", network="none-such"), "there is no network 'none-such'"),
         (JobSpec("true", network="isolated"), "there is no network"),
+        (JobSpec("true", overflow_strategy="pray"), "there is no overflow_strategy 'pray'"),
+        (JobSpec("true", on_full="x" * 999), "there is no on_full 'xxx"),
     ],
 )
 def test_refused(spec: JobSpec, why: str) -> None:

@@ -45,6 +45,7 @@ def test_a_request() -> None:
         max_io_bps=1000, network="host", work_dir="sub", environment={"A": "1"},
         secret_environment={"B": "2"}, timeout="1m30s", max_tasks=20, merge=True,
         log_driver="journald",
+        overflow_strategy="spill", on_full="drop",
     )  # fmt: skip
     assert convert.spec(request) == JobSpec(
         command="python3",
@@ -58,6 +59,8 @@ def test_a_request() -> None:
         timeout_us=90_000_000,
         merge=True,
         log_driver="journald",
+        overflow_strategy="spill",
+        on_full="drop",
     )
     assert convert.spec(pb.RunJobRequest()) == JobSpec("")
 

@@ -110,7 +110,7 @@ def test_the_sockets_path_is_in_no_runtime_directory() -> None:
 
 def test_the_servers_directories_are_its_own_and_no_others() -> None:
     service = unit("joblet.service")["Service"]
-    assert service["StateDirectory"].split() == ["joblet/state", "joblet/logs"]
+    assert service["StateDirectory"].split() == ["joblet/state", "joblet/logs", "joblet/spill"]
     assert service["StateDirectoryMode"] == "0700"
 
 
@@ -153,6 +153,7 @@ def test_directories(root: Path) -> None:
         "var/lib/joblet/volumes": "0711",
         "var/lib/joblet/state": "0700",
         "var/lib/joblet/logs": "0700",
+        "var/lib/joblet/spill": "0700",
     }
 
 
@@ -164,7 +165,7 @@ def test_owners_of_directories() -> None:
         if words and not words[0].startswith("#")
     }
     ours = {path for path, owner in owners.items() if owner == ("joblet", "joblet")}
-    assert ours == {"/var/lib/joblet/state", "/var/lib/joblet/logs"}
+    assert ours == {f"/var/lib/joblet/{name}" for name in ("state", "logs", "spill")}
     assert {owner for path, owner in owners.items() if path not in ours} == {("root", "root")}
 
 
