@@ -328,7 +328,12 @@ class StagedLog:
         if frames is None:
             return 0
         begin, end = block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES
-        raw = self.files.get(STREAM_NAMES[stream])
+        try:
+            raw = self.files.get(STREAM_NAMES[stream])
+        except FileNotFoundError:
+            if not self.files.dropped:
+                raise
+            return 0  # all of it was stored meanwhile
         data = os.pread(raw, BLOCK_BYTES, begin)
         spilled = shelf is Shelf.SPILL
         try:
