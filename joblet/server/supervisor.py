@@ -296,6 +296,11 @@ class Supervisor:
         if task is not None:
             await task.wait()
 
+    def output_trouble(self, job_id: str) -> str:
+        """Why reading a job's output rests at the moment; "" if it does not."""
+        trouble = self._tools.logs.trouble(job_id)
+        return "" if trouble is None else trouble.text
+
     def running(self) -> int:
         """Jobs that have not ended."""
         return sum(1 for task in self._tasks.values() if not task.job.final)

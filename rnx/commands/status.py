@@ -52,8 +52,14 @@ def status_text(job: "pb.GetJobStatusResponse", env: Environment) -> str:
         _section("Resource Limits", _asked(job)),
         _section("Effective Limits", _effective(job)),
         _section(
-            "Overflow of Output",
-            _named({"Strategy": job.overflow_strategy, "When Full": job.on_full}),
+            "Output",
+            _named(
+                {
+                    "Overflow": job.overflow_strategy,
+                    "When Full": job.on_full,
+                    "Trouble": job.output_trouble,
+                }
+            ),
         ),
         _section("Systemd", _systemd(job)),
         _section("Usage", _usage(job)),
@@ -253,6 +259,7 @@ def status_json(job: "pb.GetJobStatusResponse") -> dict[str, Any]:
         "logDriver": job.log_driver,
         "overflow": job.overflow_strategy,
         "onFull": job.on_full,
+        "outputTrouble": job.output_trouble,
         "effectiveLimits": _effective_json(job),
         "usage": _usage_json(job),
     }

@@ -159,6 +159,7 @@ class LogCore:
         self.step = step
         self.mask: Mask | None = None  # secrets that nobody reads; set before anybody reads
         self.pending = False  # the writer knows that something is to be stored
+        self.waiting: frozenset[int] = frozenset()  # streams left unread for want of room
         self.policy: Policy = policy  # what to do when the stage is nearly full
         # These five belong to the event loop.
         self.closed: JobletError | None = None  # why nobody can use the log any more

@@ -16,7 +16,13 @@ from collections.abc import Callable, Collection, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from joblet.errors import FailedPrecondition, InvalidArgument, JobletError, NotFound
+from joblet.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    JobletError,
+    NotFound,
+    ResourceExhausted,
+)
 from joblet.server.logs import format as fmt
 from joblet.server.logs import mask
 from joblet.server.logs.core import HELD, Chunk, Gap, LogCore
@@ -116,7 +122,13 @@ class JobLog:
 
     @property
     def trouble(self) -> JobletError | None:
-        """Why reading rests at the moment (the disk is full, …); None if it does not."""
+        """Why reading rests at the moment (the disk is full, or slow, …); None if it does not."""
+        if self.core.trouble is None and self.core.waiting:
+            return ResourceExhausted(
+                f"read the output of job {self.job_id}",
+                "the disk is slower than the jobs, and log_persistence.memory_limit is used up",
+                hint="the job waits when it prints; nothing is lost",
+            )
         return self.core.trouble
 
     def stream_bytes(self, stream: int) -> int:

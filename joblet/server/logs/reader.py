@@ -270,7 +270,8 @@ class Reader:
             if self._room.pressed:
                 moved = self._visit_pressed(pipe, share)
             else:
-                self._stuck = pipe.waits = False
+                self._stuck = False
+                _wait(pipe, waits=False)
                 moved = self._visit(pipe, share)
             busy = busy or moved >= pipe.busy_bytes or (pipe.hung_up and not pipe.waits)
         if (
@@ -285,7 +286,8 @@ class Reader:
         """As _visit, if the job's policy says so."""
         policy = pipe.core.policy
         verdict = policy.verdict(pipe.turn)
-        waited, pipe.waits = pipe.waits, verdict is Verdict.WAIT
+        waited = pipe.waits
+        _wait(pipe, waits=verdict is Verdict.WAIT)
         if pipe.waits:
             self._waits += not waited
             self._overflow.waits(policy, begun=not waited)
@@ -421,10 +423,19 @@ class Reader:
         os.close(pipe.fd)
         pipe.core.unpin()
         pipe.closed = True
+        _wait(pipe, waits=False)
         if pipe.trouble is not None:
             pipe.trouble = None
             self._on_trouble(pipe.core, None)
         _resolve(pipe, failure)
+
+
+def _wait(pipe: Pipe, *, waits: bool) -> None:
+    """Whether a pipe is left unread for want of room."""
+    if pipe.waits is not waits:
+        pipe.waits = waits
+        waiting = pipe.core.waiting
+        pipe.core.waiting = waiting | {pipe.stream} if waits else waiting - {pipe.stream}
 
 
 def _nothing() -> None:

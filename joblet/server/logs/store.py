@@ -345,6 +345,11 @@ class LogStore:
         )
         return self._keeper
 
+    def trouble(self, job_id: str) -> JobletError | None:
+        """Why reading a job's output rests at the moment; None if it does not."""
+        log = self._logs.get(job_id)
+        return None if log is None else log.trouble
+
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(
             logs_open=len(self._logs),

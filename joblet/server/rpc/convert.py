@@ -94,7 +94,7 @@ def run_response(job: Job) -> pb.RunJobResponse:
     )
 
 
-def job_status(job: Job, node_id: str) -> pb.GetJobStatusResponse:
+def job_status(job: Job, node_id: str, output_trouble: str = "") -> pb.GetJobStatusResponse:
     asked, effective, end = job.spec.limits, job.effective, job.end
     return pb.GetJobStatusResponse(
         uuid=job.id,
@@ -142,6 +142,7 @@ def job_status(job: Job, node_id: str) -> pb.GetJobStatusResponse:
         log_driver=job.spec.log_driver,
         overflow_strategy=job.spec.overflow_strategy,
         on_full=job.spec.on_full,
+        output_trouble=output_trouble,
     )
 
 

@@ -65,7 +65,8 @@ class JobService:
     async def status(
         self, request: pb.GetJobStatusRequest, caller: Caller
     ) -> pb.GetJobStatusResponse:
-        return convert.job_status(await self._supervisor.get(request.uuid), self._node_id)
+        job = await self._supervisor.get(request.uuid)
+        return convert.job_status(job, self._node_id, self._supervisor.output_trouble(job.id))
 
     async def list_jobs(self, request: pb.EmptyRequest, caller: Caller) -> bytes:
         return await self._listing.page(request)

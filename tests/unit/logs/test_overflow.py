@@ -304,11 +304,14 @@ def test_one_job_waits_and_another_goes_on(tmp_path: Path, stage: Path) -> None:
         waiting = await job(store, noise(4 * LIMIT), "waiting", "compress", "block")
         await eventually(lambda: ("block", True) in told)
         before = waiting.log.size
+        assert "slower than the jobs" in str(store.trouble("waiting"))
         dropping = await job(store, noise(4 * LIMIT), "dropping", "compress", "drop")
         await eventually(lambda: dropping.log.ended)
+        assert store.trouble("dropping") is None
         assert waiting.log.size == before
         disk.free()
         assert await waiting.check() == {}
+        assert store.trouble("waiting") is None
         assert set(await dropping.check()) == {GapKind.DROPPED}
 
     serve(tmp_path, stage, main)

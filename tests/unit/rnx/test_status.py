@@ -40,6 +40,7 @@ def full() -> pb.GetJobStatusResponse:
         timeout="5m",
         overflow_strategy="sample",
         on_full="drop",
+        output_trouble="cannot read it: the disk is slow",
         network="bridge",
         work_dir="/work",
         environment={"B": "2", "A": "Status: 1"},
@@ -91,9 +92,10 @@ Effective Limits:
   Tasks: 10
   I/O: not enforced on this host
 
-Overflow of Output:
-  Strategy: sample
+Output:
+  Overflow: sample
   When Full: drop
+  Trouble: cannot read it: the disk is slow
 
 Systemd:
   Unit: joblet-{JOB}.scope
