@@ -134,7 +134,8 @@ class Overflow:
     Called from any thread. `spill`: a directory that is made when it is needed, None: there is
     none, and who would spill waits. `spare`: bytes that the stage's filesystem has left.
     `on_episode(what, begun)`: from now on alert raises the limit, jobs wait (`block`), or output is
-    left out (`sample`, `drop`); or, not `begun`: that is over, there is room again.
+    left out (`sample`, `drop`); or, not `begun`: that is over, there is room again. It must not
+    block.
     """
 
     def __init__(
@@ -180,11 +181,9 @@ class Overflow:
         """Something was done; `tell`: people should hear of it, once."""
         with self._lock:
             self._counts[what] += number
-            news = tell and what not in self._episode and self.room.pressed
-            if news:
+            if tell and what not in self._episode and self.room.pressed:
                 self._episode.add(what)
-        if news:
-            self._on_episode(what, True)  # noqa: FBT003 - what it says is what it is
+                self._on_episode(what, True)  # noqa: FBT003 - what it says is what it is
 
     def waits(self, policy: Policy, *, begun: bool) -> None:
         """A job's pipe is left unread; `begun`: since now."""
@@ -212,9 +211,9 @@ class Overflow:
     def relieved(self) -> None:
         """The stage is under pressure no longer."""
         with self._lock:
-            over, self._episode = self._episode, set()
-        for what in sorted(over):
-            self._on_episode(what, False)  # noqa: FBT003 - what it says is what it is
+            for what in sorted(self._episode):
+                self._on_episode(what, False)  # noqa: FBT003 - what it says is what it is
+            self._episode.clear()
 
 
 def spare_bytes(path: Path) -> int:
