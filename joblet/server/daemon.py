@@ -232,7 +232,7 @@ def _feed(metrics: LogMetrics, logs: LogStore, bounds: Bounds) -> None:
     metrics.bytes_in.watch(logs.bytes_moved)
     metrics.chunks_in.watch(lambda: sum(each.chunks for each in logs.statistics().readers))
     metrics.batches.watch(lambda: logs.statistics().batches)
-    for name in metrics.overflow.read():
+    for name in LogMetrics.STRATEGIES:
         metrics.overflow[name].watch(functools.partial(_of, logs.overflow, name))
     for kind in (GapKind.SAMPLED, GapKind.DROPPED):
         metrics.gaps[kind].watch(functools.partial(_of, logs.left_out, f"{kind} gaps"))

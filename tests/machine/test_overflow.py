@@ -7,12 +7,12 @@ no part of the verdict: make bench-slow measures it.
 
 from __future__ import annotations
 
-import base64
 import functools
+import hashlib
 import json
 import random
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from tests.machine.rig import Vm
 
 MIB = 1 << 20
-DISK_RATE = 6 * MIB
+DISK_RATE = 8 * MIB
 LIMIT = 16 * MIB  # the smallest memory_limit that there is
-TOTAL = 32 * MIB
+TOTAL = 24 * MIB
 BLOCK = 64 << 10
 LINE = b"a line of the job\n"
 # Of the stage beside output: a splice of each reader, indexes, ends of what was left out.
-BEYOND = 4 * MIB
+BEYOND = 3 * MIB
 
 CONFIGURATION = "/etc/joblet/joblet-config.yml"
 # Else the page cache would hide the disk.
@@ -103,40 +103,42 @@ def rnx(vm: Vm) -> Iterator[Rnx]:
     vm.throttle(0)
 
 
-def check(rnx: Rnx, job: str, content: str) -> tuple[dict[str, int], Any]:
-    """What gaps of each kind cover, and what the job said on stderr."""
-    position, report = 0, ""
-    gaps: dict[str, int] = {}
-    for line in rnx("--json", "log", "--no-follow", job, timeout=120).check().text.splitlines():
+def check(vm: Vm, job: str, content: str) -> None:
+    """Every byte is as it was printed, and none is missing."""
+    whole = f"rnx log --no-follow --strict --stdout {job} >/tmp/out && sha256sum </tmp/out"
+    told = vm.run(whole, timeout=120).check().text.split()[0]
+    assert told == hashlib.sha256(said(content, 0, TOTAL)).hexdigest()
+
+
+def check_sampled(rnx: Rnx, job: str, content: str) -> None:
+    """Every byte is as it was printed, or in a gap that says so."""
+    position = missing = 0
+    words = ("--json", "log", "--no-follow", "--stdout", job)
+    for line in rnx(*words, timeout=120).check().text.splitlines():
         piece = json.loads(line)
-        if piece["stream"] == 2:
-            report += piece["data"]
-        elif "gap" in piece:
-            gap = piece["gap"]
-            gaps[gap["kind"]] = gaps.get(gap["kind"], 0) + gap["bytes"]
-            position += gap["bytes"]
+        if "gap" in piece:
+            assert piece["gap"]["kind"] == "sampled"
+            position += piece["gap"]["bytes"]
+            missing += piece["gap"]["bytes"]
         else:
-            raw = piece.get("data_base64")
-            data = piece["data"].encode() if raw is None else base64.b64decode(raw)
+            data = piece["data"].encode()
             assert data == said(content, position, len(data)), position
             position += len(data)
     assert position == TOTAL
-    return gaps, json.loads(report)
+    assert 0 < missing < TOTAL
 
 
 @pytest.mark.parametrize(
-    ("strategy", "content", "what", "kinds"),
+    ("strategy", "content", "what"),
     [
-        ("compress", "lines", None, set()),
-        ("compress", "noise", "block", set()),
-        ("spill", "noise", None, set()),
-        ("sample", "noise", "sample", {"sampled"}),
-        ("alert", "noise", "alert", set()),
+        ("compress", "lines", None),
+        ("compress", "noise", "block"),
+        ("spill", "noise", None),
+        ("sample", "lines", "sample"),
+        ("alert", "noise", "alert"),
     ],
 )
-def test_a_slow_disk(
-    rnx: Rnx, vm: Vm, strategy: str, content: str, what: str | None, kinds: set[str]
-) -> None:
+def test_a_slow_disk(rnx: Rnx, vm: Vm, strategy: str, content: str, what: str | None) -> None:
     vm.run("rm -f /tmp/enough /tmp/most").check()
     with vm.spawn(["sh", "-c", WATCH]) as watch:
         job = rnx.start(f"--overflow={strategy}", "python3", "-c", PROGRAM, content)
@@ -145,10 +147,14 @@ def test_a_slow_disk(
         watch.wait()
     assert (status["status"], status["overflow"]) == ("COMPLETED", strategy)
     most = int(vm.read("/tmp/most"))
-    gaps, times = check(rnx, job, content)
-    print(f"{strategy}, {content}: ms {times}, stage {most / MIB:.1f} MiB, gaps {gaps}")
-    assert set(gaps) == kinds
-    assert (most > LIMIT + BEYOND) == (strategy == "alert")
+    times = rnx.log(job, "--no-follow", "--stderr").decode().strip()
+    print(f"{strategy}, {content}: ms {times}, stage {most / MIB:.1f} MiB")
+    if strategy == "sample":
+        check_sampled(rnx, job, content)
+    else:
+        check(vm, job, content)
+    if strategy != "alert":
+        assert most <= LIMIT + BEYOND
     shown = rnx("monitor", "status").check().text
     assert re.search(rf"Overflow: .*\b{what or strategy} [1-9]", shown)
     if what:

@@ -7,13 +7,10 @@ Must not import anything of joblet but joblet.metrics and its neighbour format.
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import ClassVar, Final, Self
+from typing import ClassVar, Self
 
 from joblet.metrics import Counter, Counters, Gauge, Histogram, Registry
 from joblet.server.logs.format import GapKind
-
-# `block` counts how often reading waited for room, while jobs wait when their pipes are full
-STRATEGIES: Final = ("compress", "spill", "sample", "alert", "drop", "block")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -22,6 +19,8 @@ class LogMetrics:
     server's start. A field's name, with PREFIX before it, is the instrument's in the registry."""
 
     PREFIX: ClassVar = "log_"
+    # `block`: a pipe was left unread because there was no room
+    STRATEGIES: ClassVar = ("compress", "spill", "sample", "alert", "drop", "block")
 
     queue_chunks: Gauge  # staged, not yet in the store
     queue_bytes: Gauge
@@ -57,7 +56,7 @@ class LogMetrics:
             batches=registry.counter(f"{cls.PREFIX}batches"),
             batch_size=registry.histogram(f"{cls.PREFIX}batch_size"),
             write_us=registry.histogram(f"{cls.PREFIX}write_us"),
-            overflow=registry.counters(f"{cls.PREFIX}overflow", STRATEGIES),
+            overflow=registry.counters(f"{cls.PREFIX}overflow", cls.STRATEGIES),
             gaps=registry.counters(f"{cls.PREFIX}gaps", map(str, GapKind)),
             gap_bytes=registry.counters(f"{cls.PREFIX}gap_bytes", map(str, GapKind)),
             followers=registry.gauge(f"{cls.PREFIX}followers"),
