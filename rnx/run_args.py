@@ -163,7 +163,7 @@ def parse(words: Sequence[str]) -> RunArgs:
         mistakes.append("cannot run: no command given; write it behind the flags")
     sent = [
         *scan.rest,
-        *(run.name, run.work_dir, run.network, run.log_driver),
+        *(run.name, run.work_dir, run.network, run.log_driver, run.overflow, run.on_full),
         *run.env.values(),
     ]
     mistakes += [

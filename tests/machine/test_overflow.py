@@ -21,12 +21,10 @@ from tests.machine.client import Rnx, wait_served
 from tests.machine.rig import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.machine.rig import Vm
 
 MIB = 1 << 20
-DISK_RATE = 8 * MIB
+DISK_RATE = MIB // 4  # until the stage has had to take all of it, or has no room left
 LIMIT = 16 * MIB  # the smallest memory_limit that there is
 TOTAL = 24 * MIB
 BLOCK = 64 << 10
@@ -95,12 +93,15 @@ def said(content: str, position: int, count: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def rnx(vm: Vm) -> Iterator[Rnx]:
+def rnx(vm: Vm) -> Rnx:
     vm.run(DISK, timeout=120).check()
     wait_served(vm)
-    vm.throttle(DISK_RATE)
-    yield Rnx(vm)
-    vm.throttle(0)
+    return Rnx(vm)
+
+
+def read(rnx: Rnx) -> int:
+    """Bytes that the server has read from jobs' pipes."""
+    return int(rnx.json("monitor", "status")["logsInfo"]["bytesIn"])
 
 
 def check(vm: Vm, job: str, content: str) -> None:
@@ -141,7 +142,15 @@ def check_sampled(rnx: Rnx, job: str, content: str) -> None:
 def test_a_slow_disk(rnx: Rnx, vm: Vm, strategy: str, content: str, what: str | None) -> None:
     vm.run("rm -f /tmp/enough /tmp/most").check()
     with vm.spawn(["sh", "-c", WATCH]) as watch:
+        before = read(rnx)
+        vm.throttle(DISK_RATE)
         job = rnx.start(f"--overflow={strategy}", "python3", "-c", PROGRAM, content)
+        if what == "block":
+            told = "the disk is slower than the jobs"
+            eventually(lambda: told in rnx.status(job)["outputTrouble"], timeout=60, what=told)
+        else:
+            eventually(lambda: read(rnx) >= before + TOTAL, timeout=60, what="all that it prints")
+        vm.throttle(0)
         status = rnx.ended(job, timeout=180)
         vm.run("touch /tmp/enough").check()
         watch.wait()

@@ -12,11 +12,15 @@ from joblet import __main__, config
 from joblet.config import ConfigurationError, ServerConfig
 from joblet.config.server import Cgroup, Joblet
 from joblet.errors import Internal, NewerRelease, Unavailable
+from joblet.metrics import Registry
 from joblet.model import Limits
 from joblet.server import access, daemon
 from joblet.server.journal import Channel
 from joblet.server.launcher import Launcher
 from joblet.server.limits import MIB
+from joblet.server.logs import Bounds, GapKind, LogMetrics, LogStore
+from joblet.server.logs.overflow import Overflow
+from joblet.server.logs.stage import Room
 from joblet.server.units import JobUnits
 from joblet.systemd.notify import Notifier
 from tests.unit.server.support import run, world
@@ -182,3 +186,18 @@ def test_records_of_a_newer_release_are_no_reason_to_start_again(
     monkeypatch.setattr(daemon, "main", start)
     assert __main__.main([], {"JOBLET_MODE": "server"}) == 78
     assert "cannot open the records: they are newer; install it again" in capsys.readouterr().err
+
+
+def test_what_overflow_does_is_counted(tmp_path: Path) -> None:
+    room = Room(Bounds())
+    overflow = Overflow(room, spare=lambda: 0)
+    logs = LogStore(tmp_path / "logs", tmp_path / "stage", clock_us=lambda: 0)
+    logs._overflow = overflow
+    metrics = LogMetrics.of(Registry(lambda: 0.0))
+    daemon._feed(metrics, logs, Bounds())
+    for name in LogMetrics.STRATEGIES:
+        overflow.count(name, 3)
+    overflow.left_out(GapKind.DROPPED, 7)
+    assert metrics.overflow.read() == dict.fromkeys(LogMetrics.STRATEGIES, 3)
+    assert metrics.gaps.read() == {"dropped": 1}
+    assert metrics.gap_bytes.read() == {"dropped": 7}
