@@ -176,8 +176,8 @@ class Streaming:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LogPersistence:
-    """How output is kept. Published, except spill_directory, on_full, sync_interval, compress and the
-    two bounds of bytes."""
+    """How output is kept. Published, except spill_directory, on_full, sync_interval, compress and
+    the two bounds of bytes."""
 
     retention_days: int = setting("retention_days", Whole(1, 36500, "ever"), 7)
     max_bytes_per_job: int = setting("max_bytes_per_job", Size(16 << 20, 1 << 50, "no limit"), 0)

@@ -69,9 +69,12 @@ FOREIGN = {
     "systemd": ("joblet.systemd.unit_journal",),
     "cryptography": ("joblet.server.access", "joblet.admin"),
     "yaml": ("joblet.config.reading", "joblet.admin.files", "rnx.config"),
-    "zstandard": ("joblet.server.logs.blocks", "joblet.server.logs.sealing"),
+    "zstandard": (
+        "joblet.server.logs.blocks",
+        "joblet.server.logs.frames",
+        "joblet.server.logs.sealing",
+    ),
     "click": ("joblet.admin.cli", "rnx"),
-    "zstandard": ("joblet.server.logs",),
 }
 
 # Only a process of the job's own becomes something else, and only the zygote, PID 1 and the
