@@ -46,6 +46,8 @@ chmod 0700 /var/lib/joblet/logs
 echo {4 * MIB} >/proc/sys/vm/dirty_bytes
 echo {2 * MIB} >/proc/sys/vm/dirty_background_bytes
 printf 'log_persistence: {{memory_limit: %s}}\\n' {LIMIT} >>{CONFIGURATION}
+# Else journald, drowned in copies of output, would not take what the server says itself.
+echo 'journal: {{copy_rate: 0}}' >>{CONFIGURATION}
 systemctl start joblet-init.socket joblet.service
 """
 
