@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""A thread that packs staged blocks while the stage is under pressure: it compresses them where
-they lie, or moves them to a disk.
+"""A thread that packs staged blocks while the stage is under pressure because a disk is slow: it
+compresses them where they lie, or moves them to another disk.
 
 Each log gets a turn, its oldest blocks first. What does not become smaller is not tried again. If
 the spill directory is full or fails, the thread rests, and its jobs wait, or drop, as if it were
@@ -34,9 +34,15 @@ class Packer:
     """One thread, for one strategy."""
 
     def __init__(
-        self, packing: Packing, overflow: Overflow, *, on_death: Callable[[JobletError], None]
+        self,
+        packing: Packing,
+        overflow: Overflow,
+        *,
+        disk_is_slow: Callable[[], bool],
+        on_death: Callable[[JobletError], None],
     ) -> None:
         self._packing = packing
+        self._disk_is_slow = disk_is_slow
         self._overflow = overflow
         self._room = overflow.room
         self._on_death = on_death
@@ -92,6 +98,9 @@ class Packer:
     def _pack(self) -> None:
         """A turn for each log, as long as there is pressure."""
         strategy = self._packing
+        if not self._disk_is_slow():
+            self._idle = True
+            return
         tried = 0
         full = self._room.is_full()
         for core in list(self._overflow.logs):

@@ -7,6 +7,7 @@ Must not import anything of joblet but joblet.errors and its neighbours.
 import asyncio
 import dataclasses
 import functools
+import time
 import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ from joblet.server.logs.packer import Packer
 from joblet.server.logs.reader import Reader, ReaderStatistics, Settings
 from joblet.server.logs.recovery import recover
 from joblet.server.logs.segments import DEFAULT_ROTATION_BYTES, Segments
+from joblet.server.logs.slowness import Slowness
 from joblet.server.logs.stage import Bounds, Room, StagedLog
 from joblet.server.logs.syncer import Syncer
 from joblet.server.logs.waker import Waker
@@ -176,9 +178,12 @@ class LogStore:
                 step=self._step,
             )
             self._syncer.start()
+            slowness = Slowness(self._writer_threads, time.monotonic_ns)
             for packing in self._overflow.packing.values():
                 death = functools.partial(self._waker.call, self._on_death)
-                packer = Packer(packing, self._overflow, on_death=death)
+                packer = Packer(
+                    packing, self._overflow, disk_is_slow=slowness.of_disk, on_death=death
+                )
                 packer.start()
                 self._packers.append(packer)
         except (OSError, RuntimeError) as exc:
@@ -456,6 +461,9 @@ class LogStore:
     def _rotated(self, core: LogCore) -> None:
         if self._keeper is not None and self._waker is not None:
             self._waker.call(self._keeper.begun, core)
+
+    def _writer_threads(self) -> tuple[int, ...]:
+        return tuple(writer.thread_id for writer in self._writers)
 
     def _tell_room(self) -> None:
         for reader in self._readers:

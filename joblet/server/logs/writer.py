@@ -70,6 +70,11 @@ class Writer:
         """Raises RuntimeError if the system has no thread to give."""
         self._thread.start()
 
+    @property
+    def thread_id(self) -> int:
+        """The kernel's, 0 before it runs."""
+        return self._thread.native_id or 0
+
     def staged(self, core: LogCore) -> None:
         """Something of this log is staged, and nothing was before."""
         with self._changed:
