@@ -112,6 +112,8 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
         records = await Records.open(Path(settings.paths.state_dir) / "joblet.db")
         records.boot(boot_id)
         stack.push_async_callback(_bounded, "close the records", records.close)
+        registry = Registry(time.monotonic)
+        counts, metrics = JobCounts.of(registry), LogMetrics.of(registry)
         bounds = _bounds(settings.log_persistence)
         logs = LogStore(
             settings.paths.logs_dir,
@@ -128,6 +130,7 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
             spill=settings.log_persistence.spill_directory,
             on_trouble=Troubles(loop.time).tell,
             on_death=died,
+            on_wrote=metrics.wrote,
             on_overflow=Overflows(lambda: logs.staged_bytes, loop.time).tell,
         )
         await logs.start()
@@ -144,8 +147,6 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
         await manager.start(jobs=False)
         stack.push_async_callback(_bounded, "leave systemd", manager.close)
         units = JobUnits(manager)
-        registry = Registry(time.monotonic)
-        counts, metrics = JobCounts.of(registry), LogMetrics.of(registry)
         _feed(metrics, logs, bounds)
         channel = Channel(launcher)
         stack.callback(channel.close)
@@ -171,7 +172,9 @@ async def _run(loaded: Loaded, notifier: Notifier) -> int:
             host, registry, node_id=settings.server.node_id, clock_us=_clock_us
         )
         unary = {**jobs.unary, **monitoring.unary, **runtimes.UNARY}
-        server = listener.make(settings, unary, jobs.streams)
+        server = listener.make(
+            settings, unary, jobs.streams, on_stalled=metrics.followers_removed.add
+        )
         await server.start()
         stack.push_async_callback(_bounded, "end calls", lambda: server.stop(CALLS_S))
         address = f"{settings.server.address}:{settings.server.port}"
@@ -231,13 +234,13 @@ def _feed(metrics: LogMetrics, logs: LogStore, bounds: Bounds) -> None:
     metrics.queue_limit_bytes.watch(lambda: bounds.limit_bytes)
     metrics.bytes_in.watch(logs.bytes_moved)
     metrics.chunks_in.watch(lambda: sum(each.chunks for each in logs.statistics().readers))
-    metrics.batches.watch(lambda: logs.statistics().batches)
     for name in LogMetrics.STRATEGIES:
         metrics.overflow[name].watch(functools.partial(_of, logs.overflow, name))
     for kind in (GapKind.SAMPLED, GapKind.DROPPED):
         metrics.gaps[kind].watch(functools.partial(_of, logs.left_out, f"{kind} gaps"))
         metrics.gap_bytes[kind].watch(functools.partial(_of, logs.left_out, f"{kind} bytes"))
     metrics.pauses.watch(lambda: sum(each.pauses for each in logs.statistics().readers))
+    metrics.pauses.watch(lambda: logs.statistics().pauses)
     metrics.logs_open.watch(lambda: logs.statistics().logs_open)
 
 

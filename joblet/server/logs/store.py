@@ -51,7 +51,7 @@ class StoreStatistics:
 
     logs_open: int
     staged_chunks: int
-    batches: int  # that the writers have stored
+    pauses: int  # how often the disk refused a log
     readers: tuple[ReaderStatistics, ...]
 
 
@@ -67,7 +67,7 @@ class LogStore:
     `max_idle_logs`: how many logs that nobody reads or writes keep their (three) files open.
     `on_trouble(job_id, error)`: reading a job rests because of `error`, None: it goes on again.
     `on_death(error)`: a reader thread is gone by a bug; its jobs wait for another server.
-    `on_overflow(what, begun)`: see overflow.Overflow.
+    `on_overflow(what, begun)`: see overflow.Overflow; `on_wrote(chunks, bytes, us)`: writer.Writer.
     `spare()`: how many bytes more the stage could hold, by default what its filesystem has left.
     `step(name)`: called between every two steps that a kill could part; from any thread.
     """
@@ -95,6 +95,7 @@ class LogStore:
         on_trouble: Callable[[str, JobletError | None], None] = _ignore,
         on_death: Callable[[JobletError], None] = _ignore,
         on_overflow: Callable[[str, bool], None] = _ignore,
+        on_wrote: Callable[[int, int, float], None] = _ignore,
         step: Callable[[str], None] = _ignore,
     ) -> None:
         spill = None if spill is None else Path(spill)
@@ -117,6 +118,7 @@ class LogStore:
             on_episode=self._tell_overflow,
         )
         self._on_overflow = on_overflow
+        self._on_wrote = on_wrote
         self._batching = batching or Batching()
         self._rotation_bytes = rotation_bytes
         self._sync_s = sync_s
@@ -166,6 +168,7 @@ class LogStore:
                     self._batching,
                     on_trouble=functools.partial(self._waker.call, self._tell_trouble),
                     on_death=functools.partial(self._waker.call, self._on_death),
+                    on_wrote=self._on_wrote,
                 )
                 writer.start()
                 self._writers.append(writer)
@@ -359,7 +362,7 @@ class LogStore:
         return StoreStatistics(
             logs_open=len(self._logs),
             staged_chunks=self._room.chunks,
-            batches=sum(writer.batches for writer in self._writers),
+            pauses=sum(writer.pauses for writer in self._writers),
             readers=tuple(reader.statistics() for reader in self._readers),
         )
 

@@ -39,6 +39,7 @@ class Writer:
     """`staged` and `hurry` may be called from any thread.
 
     `on_trouble(core, error)`: storing a log rests because of `error`, None: it goes on again.
+    `on_wrote(chunks, bytes, us)`: so much of a log was stored, and how long it took.
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class Writer:
         *,
         on_trouble: Callable[[LogCore, JobletError | None], None],
         on_death: Callable[[JobletError], None],
+        on_wrote: Callable[[int, int, float], None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._room = room
         self._batching = batching
         self._on_trouble = on_trouble
         self._on_death = on_death
+        self._on_wrote = on_wrote
         self._monotonic = monotonic
         self._changed = threading.Condition()
         self._logs: collections.deque[LogCore] = collections.deque()
@@ -63,7 +66,7 @@ class Writer:
         self._resting: dict[LogCore, tuple[float, float]] = {}  # until when, and the delay
         self._stopping = False
         self._idle = True
-        self.batches = 0
+        self.pauses = 0  # how often a log had to rest because the disk refused
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -105,7 +108,6 @@ class Writer:
                 begun = self._monotonic()
                 while logs:  # none of them is kept here longer than it takes
                     self._store(logs.pop())
-                self.batches += 1
                 spent = self._monotonic() - begun
                 self._not_before = begun + min(_LONGEST_REST_S, spent / _SHARE)
         except BaseException as exc:  # whatever it was: a thread must not die unseen
@@ -144,12 +146,18 @@ class Writer:
             self._resting.pop(core, None)
             return
         try:
-            core.store()
+            self._store_timed(core)
         except OSError as exc:
             self._rest(core, fault(f"store the output of job {core.job_id}", exc))
             return
         if self._resting.pop(core, None) is not None:
             self._on_trouble(core, None)
+
+    def _store_timed(self, core: LogCore) -> None:
+        records, stored, begun = core.stored_records, sum(core.stored), self._monotonic()
+        if core.store():
+            took_us = (self._monotonic() - begun) * 1e6
+            self._on_wrote(core.stored_records - records, sum(core.stored) - stored, took_us)
 
     def _rest(self, core: LogCore, error: JobletError) -> None:
         batching = self._batching
@@ -157,4 +165,5 @@ class Writer:
         delay = min(batching.retry_last_s, delay * 2 or batching.retry_first_s)
         if core not in self._resting:
             self._on_trouble(core, error)
+        self.pauses += 1
         self._resting[core] = (self._monotonic() + delay, delay)

@@ -57,11 +57,16 @@ Stream = Callable[[Any, Caller], AsyncGenerator[Message, None]]
 
 
 def handlers(
-    unary: Mapping[str, Unary], streams: Mapping[str, Stream], *, stall_s: float | None
+    unary: Mapping[str, Unary],
+    streams: Mapping[str, Stream],
+    *,
+    stall_s: float | None,
+    on_stalled: Callable[[], None],
 ) -> list[Any]:
     """Handlers of every method of the contract, by full name ("/joblet.JobService/RunJob").
 
     stall_s: how long a stream waits for a client that does not read; None: for ever.
+    on_stalled: called when one is broken off for that.
 
     A method that nobody serves answers UNIMPLEMENTED, in a sentence, to whoever may call it.
     """
@@ -78,7 +83,7 @@ def handlers(
             if method.server_streaming:
                 stream = streams.get(path, _no_stream(path))
                 methods[method.name] = grpc.unary_stream_rpc_method_handler(
-                    _guard_stream(path, stream, stall_s), decode, encode
+                    _guard_stream(path, stream, stall_s, on_stalled), decode, encode
                 )
             else:
                 handler = unary.get(path, _not_served(path))
@@ -170,7 +175,9 @@ def _guard_unary(path: str, handler: Unary) -> Any:
     return guarded
 
 
-def _guard_stream(path: str, handler: Stream, stall_s: float | None) -> Any:
+def _guard_stream(
+    path: str, handler: Stream, stall_s: float | None, on_stalled: Callable[[], None]
+) -> Any:
     async def guarded(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
         try:
             caller = _caller(context, path)
@@ -185,6 +192,7 @@ def _guard_stream(path: str, handler: Stream, stall_s: float | None) -> Any:
                             begun = True
                         await _taken(context.write(message), stall_s)
             except _Stalled:
+                on_stalled()
                 error = _broken_off(path, stall_s)
                 log.info("%s (%s, %s)", error, caller.name, caller.address)
                 raise error from None

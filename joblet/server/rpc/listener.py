@@ -6,7 +6,7 @@ killed after 90 s (GOAWAY too_many_pings).
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import grpc
@@ -47,13 +47,20 @@ def options(config: ServerConfig) -> list[tuple[str, int]]:
 
 
 def make(
-    config: ServerConfig, unary: Mapping[str, Unary], streams: Mapping[str, Stream]
+    config: ServerConfig,
+    unary: Mapping[str, Unary],
+    streams: Mapping[str, Stream],
+    *,
+    on_stalled: Callable[[], None] = lambda: None,
 ) -> grpc.aio.Server:
-    """A server bound to its port, not yet started. Raises Unavailable for a port it cannot have."""
+    """A server bound to its port, not yet started; `on_stalled` as guard.handlers has it. Raises
+    Unavailable for a port it cannot have."""
     server = grpc.aio.server(options=options(config))
     stall_us = config.stream.stall_timeout_us
     stall_s = stall_us / 1e6 if stall_us else None
-    server.add_generic_rpc_handlers(handlers(unary, streams, stall_s=stall_s))
+    server.add_generic_rpc_handlers(
+        handlers(unary, streams, stall_s=stall_s, on_stalled=on_stalled)
+    )
     security = config.security
     credentials = grpc.ssl_server_credentials(
         [(security.server_key.encode(), security.server_cert.encode())],
