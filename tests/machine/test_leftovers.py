@@ -115,6 +115,7 @@ def test_nothing_is_left_after_many_short_jobs(rnx: Rnx, fresh_machine: Nspawn) 
         eventually(same, timeout=20)
     finally:
         print("before:", before, "after:", traces(fresh_machine))
+        print(fresh_machine.run("ls -l /proc/$(systemctl show -p MainPID --value joblet)/fd").text)
 
 
 def test_systemctl_stop_at_random_moments_of_a_launch(rnx: Rnx, fresh_machine: Nspawn) -> None:

@@ -19,6 +19,7 @@ import dataclasses
 import enum
 import errno
 import itertools
+import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -29,11 +30,14 @@ from joblet.server.logs import format as fmt
 from joblet.server.logs.blocks import BLOCK_BYTES, Missing
 from joblet.server.logs.files import INDEX_NAME, LogFiles, sync_directory, write_all
 from joblet.server.logs.format import GapKind, IndexState, Kind, Record
+from joblet.server.logs.frames import BLOCK_BYTES as STAGE_BLOCK_BYTES
 from joblet.server.logs.mask import Mask, stars
 from joblet.server.logs.overflow import Policy
 from joblet.server.logs.recovery import append, unknown_gap
 from joblet.server.logs.segments import Segments
 from joblet.server.logs.stage import Room, Shelf, StagedLog
+
+log = logging.getLogger(__name__)
 
 # The stage's room is given back after so many bytes were stored.
 _FREE_BYTES: Final = 1 << 20
@@ -155,7 +159,7 @@ class LogCore:
         self.written = list(state.held)
         self.stored = list(state.held)
         self.stored_records = state.records
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.step = step
         self.mask: Mask | None = None  # secrets that nobody reads; set before anybody reads
         self.pending = False  # the writer knows that something is to be stored
@@ -235,15 +239,11 @@ class LogCore:
                 return
             self._touch()
             self.staged.will_hollow(stream, begin, begin + count)
+            self._append(Kind.GAP, stream, fmt.gap_length(kind, unknown=False), count)
+            # Under the lock, and behind the record: the writer looks for it when it knows of that.
             skips = self._skips[stream]
             skips.append((begin, begin + count, 0))
-            try:
-                self._append(Kind.GAP, stream, fmt.gap_length(kind, unknown=False), count)
-            except OSError:
-                skips.pop()
-                raise
             self.step("overflow:left-out")
-            # Under the lock: the writer counts with what is said here.
             room = self.staged.hollow(stream, begin, begin + count)
             skips[-1] = begin, begin + count, room
         self._room.free(room, 0)
@@ -278,17 +278,20 @@ class LogCore:
         can follow: an offset is given out once. Raises OSError, FailedPrecondition if the log has
         ended.
         """
-        if count is None:
+        try:
+            if count is not None:
+                with self.lock:
+                    self._may_gap()
+                    self._append(Kind.GAP, stream, fmt.gap_length(kind, unknown=False), count)
+                return
+            self.store()  # most of it, while others go on
             with self._storing, self.pinned(), self.lock:
                 self._may_gap()
                 self._take_in(unknown_gap(self.state, kind, stream, self._clock_us()))
                 self._store(self.state.records, self.state.held)
                 os.fdatasync(self.files.index())
-        else:
-            with self.lock:
-                self._may_gap()
-                self._append(Kind.GAP, stream, fmt.gap_length(kind, unknown=False), count)
-        self._grew()
+        finally:
+            self._grew()
 
     def _may_gap(self) -> None:
         if self.state.all_ended:
@@ -307,6 +310,8 @@ class LogCore:
             left = [fmt.ALL_STREAMS]
         for stream in left:
             self.gap(GapKind.LOST, stream, None)
+        if not left:
+            self.sync()  # a gap that is there may be one that the disk refused to take
 
     def mark_rest(self, stream: int) -> int:
         """How many bytes of a stream's rest the log holds; marks where the rest begins, once.
@@ -334,6 +339,8 @@ class LogCore:
         Raises OSError; then part of it was, and it may be repeated.
         """
         with self._storing, self.pinned():
+            if self.files.dropped:
+                return False  # it was removed, and what it took of the stage's room given back
             self.pending = False  # before: what comes from now on is told again
             with self.lock:
                 records = self.state.records
@@ -395,7 +402,13 @@ class LogCore:
         end = min(held, skips[0][0]) if skips else held
         count = self.staged.read_into(stream, position, buffer[: end - position])
         if count == 0:
-            raise OSError(errno.EIO, f"byte {position} of stream {stream} is not in the stage")
+            # Somebody else has removed it, or memory is broken. To wait for it would stop all jobs
+            # when the stage is full: whoever reads there is shown a gap.
+            end = min(end, position - position % STAGE_BLOCK_BYTES + STAGE_BLOCK_BYTES)
+            what = "%d bytes of the output of job %s are not in the stage any more: they are lost"
+            log.error(what, end - position, self.job_id, extra={"job": self.job_id})
+            segments.skip(end)
+            return end
         segments.append(position, buffer[:count])
         return position + count
 

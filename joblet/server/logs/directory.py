@@ -148,10 +148,17 @@ class LogDirectory:
         """Remove a log: at once from the list, then its files. Raises OSError."""
         aside = self.path / f"{_REMOVED}{job_id}"
         shutil.rmtree(aside, ignore_errors=True)  # of a removal that was cut short
-        if (spilled := self.spill_path(job_id)) is not None:
-            shutil.rmtree(spilled, ignore_errors=True)
-        shutil.rmtree(self.stage_path(job_id), ignore_errors=True)
-        self.log_path(job_id).rename(aside)
+        there = True
+        try:
+            self.log_path(job_id).rename(aside)
+        except FileNotFoundError:
+            there = False
+        # not before: a log that cannot be removed keeps all of it
+        for path in (self.spill_path(job_id), self.stage_path(job_id)):
+            if path is not None:
+                shutil.rmtree(path, ignore_errors=True)
+        if not there:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.log_path(job_id))
         shutil.rmtree(aside)
 
     def sync(self) -> None:

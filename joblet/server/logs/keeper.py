@@ -337,7 +337,8 @@ class Keeper:
                     return  # the disk is full, or broken: the next sweep tries again
 
     def _seal_core(self, core: LogCore) -> None:
-        ended = core.ended  # first: nothing is added behind the end
+        # first: nothing is added behind the end, once it is stored
+        ended = core.ended and core.stored_records == core.state.records
         for stream, segments in core.segments.items():
             stored = segments.stored()
             for segment in stored if ended else stored[:-1]:

@@ -60,14 +60,13 @@ def compress(
             target_sums = _open(directory / f"{name}{NEW}{SUMS}", flags, stack)
             # with a checksum of its own, so that zstd -t knows, too
             compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
-            at, position = 0, start
-            for number, data in enumerate(_frames(source, sums, start)):
+            at = 0
+            for number, (position, data) in enumerate(_frames(source, sums, start)):
                 frame = compressor.compress(data)
                 write_all(target, frame, at)
                 block = Sum(position, at, len(data), zlib.crc32(data), len(frame))
                 write_all(target_sums, blocks.encode(block, number), number * blocks.SUM_BYTES)
                 at += len(frame)
-                position += len(data)
                 step("seal:frame")
                 pause()
             times = os.fstat(source)
@@ -87,26 +86,30 @@ def discard(directory: Path, name: str) -> None:
             (directory / new).unlink()
 
 
-def _frames(source: int, sums: Sums, start: int) -> Iterator[bytes]:
-    """The bytes of a segment in pieces of BLOCK_BYTES, the last one shorter. Raises Damaged."""
+def _frames(source: int, sums: Sums, start: int) -> Iterator[tuple[int, bytes]]:
+    """The bytes of a segment in pieces of at most BLOCK_BYTES, each with its position. A piece ends
+    where bytes were left out. Raises Damaged."""
     size = os.fstat(source).st_size
     position = start
     gathered = bytearray()
     for block in sums.walk(0):
-        if block is None or block.position != position:
+        if block is None or block.position < position:
             raise Damaged(f"the checksum of what follows byte {position} is not there")
         data = blocks.plain(source, block)
         if data is None:
-            raise Damaged(f"the checksum of what follows byte {position} is wrong")
+            raise Damaged(f"the checksum of what follows byte {block.position} is wrong")
+        if block.position > position and gathered:
+            yield position - len(gathered), bytes(gathered)
+            gathered.clear()
         position = block.end
         gathered += data
         while len(gathered) >= BLOCK_BYTES:
-            yield bytes(gathered[:BLOCK_BYTES])
+            yield position - len(gathered), bytes(gathered[:BLOCK_BYTES])
             del gathered[:BLOCK_BYTES]
     if position != start + size:
         raise Damaged(f"its checksums end at byte {position - start} of {size}")
     if gathered:
-        yield bytes(gathered)
+        yield position - len(gathered), bytes(gathered)
 
 
 def _open(path: Path, flags: int, stack: contextlib.ExitStack) -> int:

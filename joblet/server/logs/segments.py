@@ -246,7 +246,8 @@ class Segments:
             name = self.name(start) + (SEALED if sealed else "")
             try:
                 stat = (self._files.path / name).stat()
-                size = stat.st_size + (self._files.path / f"{name}{SUMS}").stat().st_size
+                size = min(stat.st_size, stat.st_blocks * 512)  # less what was left out
+                size += (self._files.path / f"{name}{SUMS}").stat().st_size
             except FileNotFoundError:
                 continue
             found.append(Stored(start, size, stat.st_mtime_ns, sealed))

@@ -341,7 +341,7 @@ class StagedLog:
         except OSError:
             self._next[stream] = block
             with contextlib.suppress(OSError):
-                frames.free(block)
+                self._unused(frames, block)
             raise
         if room == 0:
             return 0

@@ -246,27 +246,30 @@ class LogStore:
         """
         shared = self._running()
         self._directory.log_path(job_id)
+        if (log := self._there(job_id)) is not None:
+            return log
+        opening = self._opening.get(job_id)
+        if opening is not None:
+            try:
+                return await asyncio.shield(opening)
+            except NotFound:  # as it may be for who opens it only if it is there
+                if not create:
+                    raise
+            return await self.open(job_id, from_earlier_boot=from_earlier_boot)
+        # what ends a finished job's log may be all that was left of it
+        earlier = from_earlier_boot or not create
+        opening = asyncio.ensure_future(
+            shared.run(self._open(shared, job_id, from_earlier_boot=earlier, create=create))
+        )
+        self._opening[job_id] = opening
+        opening.add_done_callback(functools.partial(self._opened, job_id))
+        return await asyncio.shield(opening)
+
+    def _there(self, job_id: str) -> JobLog | None:
+        """The log if it is open. Raises FailedPrecondition."""
         if job_id in self._removing:
             raise FailedPrecondition(f"open the log of job {job_id}", "it is being removed")
-        log = self._logs.get(job_id)
-        if log is not None:
-            return log
-        if not create and not await self._in_pool(self._directory.has_something, job_id):
-            raise NotFound(
-                f"read the output of job {job_id}",
-                f"its log is not in {self._directory.path}",
-                hint="it was removed there; the job's record is kept",
-            )
-        opening = self._opening.get(job_id)
-        if opening is None:
-            # what ends a finished job's log may be all that was left of it
-            from_earlier_boot = from_earlier_boot or not create
-            opening = asyncio.ensure_future(
-                shared.run(self._open(shared, job_id, from_earlier_boot=from_earlier_boot))
-            )
-            self._opening[job_id] = opening
-            opening.add_done_callback(functools.partial(self._opened, job_id))
-        return await asyncio.shield(opening)
+        return self._logs.get(job_id)
 
     async def settle(self) -> None:
         """Store what an earlier server left in the stage, of logs that nobody has opened since.
@@ -393,10 +396,12 @@ class LogStore:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._running().write_pool, function, *args)
 
-    async def _open(self, shared: Shared, job_id: str, *, from_earlier_boot: bool) -> JobLog:
+    async def _open(
+        self, shared: Shared, job_id: str, *, from_earlier_boot: bool, create: bool
+    ) -> JobLog:
         try:
             blocking = functools.partial(
-                self._open_blocking, job_id, from_earlier_boot=from_earlier_boot
+                self._open_blocking, job_id, from_earlier_boot=from_earlier_boot, create=create
             )
             core = await self._in_pool(blocking)
         except OSError as exc:
@@ -410,8 +415,14 @@ class LogStore:
         if not opening.cancelled():
             opening.exception()  # seen, in case its callers are gone
 
-    def _open_blocking(self, job_id: str, *, from_earlier_boot: bool) -> LogCore:
+    def _open_blocking(self, job_id: str, *, from_earlier_boot: bool, create: bool) -> LogCore:
         directory = self._directory
+        if not create and not directory.has_something(job_id):
+            raise NotFound(
+                f"read the output of job {job_id}",
+                f"its log is not in {directory.path}",
+                hint="it was removed there; the job's record is kept",
+            )
         files = LogFiles(directory.make(job_id), self._cache)
         staged = self._staged_log(job_id)
         segments = {stream: Segments(files, stream, self._rotation_bytes) for stream in STREAMS}
@@ -500,13 +511,28 @@ class LogStore:
         self._on_trouble(core.job_id, error)
 
     def _sync_all(self) -> None:
+        """Everything that is staged, too. The mark of a clean stop is for a stage that is empty:
+        what is left there would be lost with the machine, without a gap."""
+        first: OSError | None = None
+        for core in self._dirty | {log.core for log in self._logs.values()}:
+            try:
+                if not core.files.dropped:
+                    self._finish(core)
+            except OSError as exc:
+                first = first or exc
         try:
-            for core in self._dirty | {log.core for log in self._logs.values()}:
-                if core.files.dropped:
-                    continue
-                if core in self._dirty:
-                    core.sync()
-                core.staged.remove()
-            self._directory.mark_clean()
+            if first is not None:
+                raise first
+            if not self._directory.list_staged():
+                self._directory.mark_clean()
         except OSError as exc:
             raise fault(f"store the output in {self._directory.path}", exc) from exc
+
+    def _finish(self, core: LogCore) -> None:
+        with core.pinned():
+            for stream in STREAMS:
+                core.enter(stream)  # what the stage refused to enter before, if anything
+            if core in self._dirty:
+                core.sync()
+            if core.state.records == core.stored_records:
+                core.staged.remove()

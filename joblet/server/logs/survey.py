@@ -53,7 +53,7 @@ def _look(path: Path, job_id: str, least_bytes: int) -> Facts | None:
     with os.scandir(path) as entries:
         for entry in entries:
             stat = entry.stat(follow_symlinks=False)
-            total += stat.st_size
+            total += min(stat.st_size, stat.st_blocks * 512)  # what overflow left out is a hole
             if entry.name == INDEX_NAME:
                 time_us = stat.st_mtime_ns // 1000
             elif stat.st_size >= least_bytes and _PLAIN.fullmatch(entry.name):

@@ -80,9 +80,7 @@ class Syncer:
                     self._sync_all()
                 self._step("sync:all")
             else:
-                for core in cores:
-                    with core.syncing() as unsynced:
-                        unsynced.sync()
+                self._sync_each(cores)
                 self._step("sync:few")
         except OSError as exc:
             error = fault(f"make the output in {self._path} durable", exc)
@@ -93,6 +91,18 @@ class Syncer:
         if self._told:
             self._told = ""
             log.info("what jobs say is made durable again")
+
+    def _sync_each(self, cores: Collection[LogCore]) -> None:
+        """One that cannot be does not keep the others from it. Raises OSError, the first one."""
+        first: OSError | None = None
+        for core in cores:
+            try:
+                with core.syncing() as unsynced:
+                    unsynced.sync()
+            except OSError as exc:
+                first = first or exc
+        if first is not None:
+            raise first
 
     def _sync_all(self) -> None:
         fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
