@@ -223,7 +223,10 @@ class _Copy:
                 # the log ends with a loss, and nobody knows where its last bytes are
                 self._at_least = True
                 self._pass_over(len(item.data))
-                break
+                if self._log.ended:
+                    break
+                follower = self._log.follow(target, max_bytes=READ_BYTES)
+                continue
             if target > item.offset:
                 self._pass_over(target - item.offset)
             elif self._affords(item, ended):

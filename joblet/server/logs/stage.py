@@ -262,9 +262,12 @@ class StagedLog:
             holes = self._holes[stream]
             while holes and holes[0][1] * BLOCK_BYTES <= end:
                 holes.popleft()
-        _punch(self.files.get(STREAM_NAMES[stream]), begin, end)
+        # What cannot be given back now goes with the log; it is stored, whatever happens here.
+        with contextlib.suppress(OSError):
+            _punch(self.files.get(STREAM_NAMES[stream]), begin, end)
         for block, frames in gone:
-            frames.free(block)
+            with contextlib.suppress(OSError):
+                frames.free(block)
         return given
 
     def room(self, stream: int, begin: int, end: int) -> int:
@@ -373,7 +376,8 @@ class StagedLog:
 
     def free_index(self, begin: int, end: int) -> None:
         """These records are on the disk."""
-        _punch(self.files.index(), begin * fmt.RECORD_BYTES, end * fmt.RECORD_BYTES)
+        with contextlib.suppress(OSError):
+            _punch(self.files.index(), begin * fmt.RECORD_BYTES, end * fmt.RECORD_BYTES)
 
     def remove(self) -> None:
         """Everything of it is stored. Who has it pinned can read on."""

@@ -169,6 +169,8 @@ class Journal:
 class Log:
     """A log as `follow` gives it: streams and bytes, None for a gap of 5 bytes."""
 
+    ended = True
+
     def __init__(self, *items: tuple[int, bytes] | None, time_us: int = 0) -> None:
         self.items: list[Chunk | Gap] = []
         self.size = 0
