@@ -26,7 +26,7 @@ ls /var/lib/joblet/jobs
 ps -eo comm=,args= | grep -E 'joblet-pid1|joblet: ' | grep -v grep
 cat /proc/mounts | wc -l
 for p in $(systemctl show -p MainPID --value joblet.service joblet-init.service) \
-    $(pgrep -x joblet-zygote); do ls -l /proc/$p/fd | grep -vc /var/lib/joblet/logs/; done
+    $(pgrep -x joblet-zygote); do ls -l /proc/$p/fd | grep -vcE '/var/lib/joblet/logs/|/run/joblet-stage/'; done
 ls -d /sys/fs/cgroup/joblet.slice/*.scope 2>/dev/null
 """
 
