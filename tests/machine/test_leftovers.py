@@ -19,14 +19,15 @@ SHORT_JOBS = 200
 STOPS = 100
 
 # everything that a job could leave behind, one name a line; of logs that nobody uses the server
-# keeps a bounded number open
+# keeps a bounded number open, on the disk and in the stage
 TRACES = """
 systemctl list-units --all --plain --no-legend 'joblet-*.scope' | cut -d' ' -f1
 ls /var/lib/joblet/jobs
 ps -eo comm=,args= | grep -E 'joblet-pid1|joblet: ' | grep -v grep
 cat /proc/mounts | wc -l
 for p in $(systemctl show -p MainPID --value joblet.service joblet-init.service) \
-    $(pgrep -x joblet-zygote); do ls -l /proc/$p/fd | grep -vcE '/var/lib/joblet/logs/|/run/joblet-stage/'; done
+    $(pgrep -x joblet-zygote); do \
+    ls -l /proc/$p/fd | grep -vcE '/var/lib/joblet/logs/|/run/joblet-stage/'; done
 ls -d /sys/fs/cgroup/joblet.slice/*.scope 2>/dev/null
 """
 
