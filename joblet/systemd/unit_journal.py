@@ -40,7 +40,13 @@ class Piece:
 class Pieces:
     """Entries made into pieces. end: the text of root's last line of a stream, which is not the
     job's. info: the priority of stdout; every other one is stderr's. joined: several lines may
-    make a piece, which then has the time of the first."""
+    make a piece, which then has the time of the first.
+
+    journald says that it dropped lines just before the first that it takes again, at the same
+    microsecond. It may keep lines of a job's user in a file of their own (SplitMode=uid,
+    journald.conf(5)), and sd-journal orders entries of two files that have the same time by chance:
+    so a loss goes in front of the lines of its moment here.
+    """
 
     def __init__(self, end: str, info: int, *, joined: bool = True) -> None:
         self._end = end.encode()
@@ -49,10 +55,29 @@ class Pieces:
         self._open: Piece | None = None
         self._parts: list[bytes] = []
         self._size = 0
+        self._moment: list[Entry] = []  # entries of one time, the last that were fed
+        self._cursor = ""  # of the entry before them
 
     def feed(self, entry: Entry) -> Iterator[Piece]:
-        if entry.get("_TRANSPORT") == "driver":
-            yield from self.flush()
+        if self._moment and _time(self._moment[0]) != _time(entry):
+            yield from self._settle()
+        self._moment.append(entry)
+
+    def _settle(self) -> Iterator[Piece]:
+        moment, self._moment = self._moment, []
+        before, self._cursor = self._cursor, _cursor(moment[-1])
+        losses = [entry for entry in moment if _is_loss(entry)]
+        lines = [entry for entry in moment if not _is_loss(entry)]
+        if losses + lines != moment:
+            # whoever goes on behind one of them meets none twice but a loss
+            losses = [{**entry, "__CURSOR": before} for entry in losses]
+            lines[-1] = {**lines[-1], "__CURSOR": self._cursor}
+        for entry in losses + lines:
+            yield from self._put(entry)
+
+    def _put(self, entry: Entry) -> Iterator[Piece]:
+        if _is_loss(entry):
+            yield from self._close()
             yield Piece(b"", BOTH, _time(entry), _cursor(entry), "dropped", _count(entry))
             return
         text = _bytes(entry.get("MESSAGE", b""))
@@ -63,7 +88,7 @@ class Pieces:
         if self._open is not None and (
             self._open.stream != stream or self._size + len(data) > self._room
         ):
-            yield from self.flush()
+            yield from self._close()
         first = self._open
         time_us = first.time_us if first else _time(entry)
         self._open = Piece(b"", stream, time_us, _cursor(entry))
@@ -72,9 +97,18 @@ class Pieces:
 
     def flush(self) -> Iterator[Piece]:
         """What waits to be joined by more."""
+        if self._moment:
+            yield from self._settle()
+        yield from self._close()
+
+    def _close(self) -> Iterator[Piece]:
         if self._open is not None:
             yield dataclasses.replace(self._open, data=b"".join(self._parts))
         self._open, self._parts, self._size = None, [], 0
+
+
+def _is_loss(entry: Entry) -> bool:
+    return entry.get("_TRANSPORT") == "driver"
 
 
 def _line_end(entry: Entry) -> bytes:

@@ -76,6 +76,27 @@ def test_what_journald_dropped_is_a_gap() -> None:
     ]
 
 
+def test_a_loss_stands_before_the_lines_of_its_moment() -> None:
+    """Whichever of two files sd-journal looks into first. What is shown last leads behind all."""
+    now = {"__REALTIME_TIMESTAMP": 2000}
+    loss = {**entry(b"", 4), **now, "_TRANSPORT": "driver", "N_DROPPED": 17}
+    later, last = entry(b"later", 2, **now), entry(b"last", 3, **now)
+    apart = Pieces(END, 6, joined=False)
+    for order in ([later, last, loss], [later, loss, last]):
+        made_now = [*(piece for one in order for piece in apart.feed(one)), *apart.flush()]
+        assert [(piece.data, piece.gap) for piece in made_now] == [
+            (b"", "dropped"),
+            (b"later\n", ""),
+            (b"last\n", ""),
+        ]
+        assert made_now[1].cursor == "i=2"
+        assert made_now[2].cursor == order[-1]["__CURSOR"]
+    before, gap, lines = made(entry(b"a"), later, loss, entry(b"b", 5))
+    assert (before.data, before.cursor) == (b"a\n", "i=1")
+    assert (gap.lines, gap.cursor) == (17, "i=1")
+    assert (lines.data, lines.cursor) == (b"later\nb\n", "i=5")
+
+
 def test_only_roots_line_is_the_end() -> None:
     """A job can print the same."""
     end = END.encode()
