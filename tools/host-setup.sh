@@ -18,7 +18,7 @@ python=/usr/bin/python3
 demo='python3 passwd mmdebstrap systemd-container ca-certificates'
 machines='qemu-system-x86 qemu-utils busybox-static kmod e2fsprogs lz4 zstd'
 libraries='python3-grpcio python3-protobuf python3-dbus-next python3-cryptography python3-systemd
-    python3-yaml python3-click python3-seccomp python3-zstandard protobuf-compiler
+    python3-yaml python3-click python3-seccomp python3-zstandard libdeflate0 protobuf-compiler
     protobuf-compiler-grpc'
 checks='python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis python3-venv
     python3-setuptools python3-wheel

@@ -20,7 +20,7 @@ def test_a_dead_machine_costs_no_more_than_the_interval(fresh_vm: Vm) -> None:
     def lines() -> list[bytes]:
         return rnx("log", "--no-follow", job).check().stdout.splitlines()
 
-    eventually(lambda: len(lines()) > 100, what="output")
+    eventually(lambda: len(lines()) > 100, timeout=60, what="output")
     said = lines()
     # Stored after flush_interval, 0.1 s, and durable after sync_interval, 1 s; this is no waiting
     # for either, but the time that the promise is about.

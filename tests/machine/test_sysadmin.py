@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -67,6 +68,9 @@ def test_the_stage_mounts_as_it_says(fresh_machine: Nspawn) -> None:
     kind, options = found.split()
     assert kind == "tmpfs"
     assert {"nosuid", "nodev", "noexec", "mode=700"} <= set(options.split(","))
+    # of the kernel that these machines share
+    large = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled").exists()
+    assert ("huge=within_size" in found) is large
     owner = fresh_machine.run(["stat", "-c", "%U:%G %a", "/run/joblet-stage"]).text
     assert owner == "joblet:joblet 700"
     total = int(fresh_machine.run("awk '/MemTotal/ {print $2}' /proc/meminfo").text)

@@ -5,7 +5,7 @@ A record says by its own checksum whether it is one, so what lies behind a damag
 be found, and how many bytes are missing there is known from the records around it. Nothing is given
 to a reader whose checksum was not computed.
 
-Must not import anything of joblet.
+Must not import anything of joblet but its neighbour checksum.
 """
 
 import os
@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, TypeAlias
 
 import zstandard
+
+from joblet.server.logs.checksum import crc32
 
 # How much has one checksum, at most: what a reader reads at least to get at a byte.
 BLOCK_BYTES: Final = 256 << 10
@@ -160,7 +162,7 @@ def read(fd: int, sums: Sums, contents: Contents, position: int, count: int) -> 
 def plain(fd: int, block: Sum) -> bytes | None:
     """Contents of a segment as it was written."""
     data = os.pread(fd, block.length, block.at)
-    right = len(data) == block.length and zlib.crc32(data) == block.crc
+    right = len(data) == block.length and crc32(data) == block.crc
     return data if right else None
 
 
@@ -174,5 +176,5 @@ def compressed(fd: int, block: Sum) -> bytes | None:
         data = zstandard.ZstdDecompressor().decompress(frame)
     except zstandard.ZstdError:
         return None
-    right = len(data) == block.length and zlib.crc32(data) == block.crc
+    right = len(data) == block.length and crc32(data) == block.crc
     return data if right else None

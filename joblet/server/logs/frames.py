@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Blocks of staged output in another form or at another place than where the readers put them.
 
-Must not import anything of joblet but its neighbours files, syscalls.
+Must not import anything of joblet but its neighbours checksum, files, syscalls.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from joblet.server.logs.checksum import crc32
 from joblet.server.logs.files import write_all
 from joblet.server.logs.syscalls import punch
 
@@ -75,7 +76,7 @@ class Frames:
             room = _pages(_HEADER_BYTES + len(body))
         at = _place(block)
         begin = block * BLOCK_BYTES
-        header = _HEADER.pack(_MAGIC, begin, len(data), len(body), codec, zlib.crc32(body))
+        header = _HEADER.pack(_MAGIC, begin, len(data), len(body), codec, crc32(body))
         with self._opened(create=True) as fd:
             write_all(fd, body, at + _HEADER_BYTES)
             step("overflow:body")
@@ -98,7 +99,7 @@ class Frames:
                 body = os.pread(fd, stored, at + _HEADER_BYTES)
         except _NOT_THERE:
             return None
-        if len(body) < stored or zlib.crc32(body) != crc:
+        if len(body) < stored or crc32(body) != crc:
             return None
         if codec == _RAW:
             return body

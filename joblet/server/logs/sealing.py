@@ -10,12 +10,11 @@
 A server killed before 3 has left the plain segment, and files that are not complete; behind it both
 or the compressed one. Whoever opens the log removes what is too much (Segments.load).
 
-Blocking. Must not import anything of joblet but its neighbours blocks, files.
+Blocking. Must not import anything of joblet but its neighbours blocks, checksum, files.
 """
 
 import contextlib
 import os
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -24,6 +23,7 @@ import zstandard
 
 from joblet.server.logs import blocks
 from joblet.server.logs.blocks import BLOCK_BYTES, Sum, Sums
+from joblet.server.logs.checksum import crc32
 from joblet.server.logs.files import write_all
 
 SUMS: Final = ".sums"
@@ -64,7 +64,7 @@ def compress(
             for number, (position, data) in enumerate(_frames(source, sums, start)):
                 frame = compressor.compress(data)
                 write_all(target, frame, at)
-                block = Sum(position, at, len(data), zlib.crc32(data), len(frame))
+                block = Sum(position, at, len(data), crc32(data), len(frame))
                 write_all(target_sums, blocks.encode(block, number), number * blocks.SUM_BYTES)
                 at += len(frame)
                 step("seal:frame")

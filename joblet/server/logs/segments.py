@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: MIT
 """What one stream of a log said, on the disk: segments, each with the checksums of its blocks.
 
-Must not import anything of joblet but its neighbours blocks, expired, files, format, sealing.
+Must not import anything of joblet but its neighbours blocks, checksum, expired, files, format,
+sealing.
 """
 
 import bisect
 import errno
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from joblet.server.logs import blocks, expired, sealing
 from joblet.server.logs.blocks import BLOCK_BYTES, SUM_BYTES, Missing, Sum, Sums
+from joblet.server.logs.checksum import crc32
 from joblet.server.logs.files import LogFiles, sync_directory, write_all
 from joblet.server.logs.format import ERR, OUT
 from joblet.server.logs.sealing import SEALED, SUMS
@@ -396,4 +397,4 @@ def _data_at(fd: int, at: int) -> int:
 
 
 def _block(position: int, at: int, data: bytes | memoryview) -> Sum:
-    return Sum(position, at, len(data), zlib.crc32(data), len(data))
+    return Sum(position, at, len(data), crc32(data), len(data))

@@ -81,7 +81,7 @@ def argv_of(command: Command) -> list[str]:
 
 
 def eventually(
-    probe: Callable[[], T], *, timeout: float = 10.0, what: str = "", pause: float = 0.02
+    probe: Callable[[], T], *, timeout: float = 30.0, what: str = "", pause: float = 0.02
 ) -> T:
     """The first true value of `probe`, asked again and again; RigError at the deadline."""
     end = time.monotonic() + timeout
@@ -268,7 +268,7 @@ class Machine(abc.ABC):
         return "\n".join(parts)
 
     def wait_for(
-        self, condition: Command | Callable[[], T], *, timeout: float = 10.0, what: str = ""
+        self, condition: Command | Callable[[], T], *, timeout: float = 30.0, what: str = ""
     ) -> T | Result:
         """Waits until a command exits with 0, or a callable returns something true.
 

@@ -31,7 +31,7 @@ SYSTEM = (
 # what Joblet runs with
 RUNTIME = (
     "python3 python3-dbus-next python3-grpcio python3-protobuf python3-cryptography"
-    " python3-systemd python3-yaml python3-click python3-seccomp python3-zstandard"
+    " python3-systemd python3-yaml python3-click python3-seccomp python3-zstandard libdeflate0"
 )
 # what builds it and tests it, in the suite's own versions
 TESTING = (
