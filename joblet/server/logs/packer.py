@@ -98,13 +98,13 @@ class Packer:
     def _pack(self) -> None:
         """A turn for each log, as long as there is pressure."""
         strategy = self._packing
-        if not self._disk_is_slow():
-            self._idle = True
-            return
         tried = 0
         full = self._room.is_full()
         for core in list(self._overflow.logs):
             if self._stopping or not self._room.pressed:
+                return
+            if not self._disk_is_slow():
+                self._idle = True
                 return
             if core.policy.strategy is strategy:
                 if (count := self._turn(core)) is None:

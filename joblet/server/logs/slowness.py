@@ -1,63 +1,68 @@
 # SPDX-License-Identifier: MIT
 """Whether it is the disk that the writers wait for, and not the processors.
 
-To pack staged output costs CPU time: worth it where a slow disk leaves the processors idle, and the
-wrong thing where the jobs already take all of them, for then it slows the writer down.
+To pack staged output costs CPU time: worth it where a slow disk leaves it to us, and the wrong
+thing where the jobs already take all of it, for then it slows the writer down.
 
 Must not import anything of joblet.
 """
 
+import collections
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-# A writer that had work and slept for half of the time: more than the interpreter's lock costs.
-_ASLEEP: Final = 0.5
-_LOOK_NS: Final = 50_000_000
-_SCHEDSTAT: Final = "/proc/self/task/{}/schedstat"
+# Looks that count, each so long after the last one at least.
+_LOOKS: Final = 8
+_LOOK_NS: Final = 10_000_000
+_STALE_NS: Final = 1_000_000_000
+_SHARE: Final = 0.5
+_STAT: Final = "/proc/self/task/{}/stat"
 
 
 class Slowness:
     """`threads()`: the kernel's ids of the writers. `clock_ns`: monotonic. Any thread may ask.
 
-    The kernel says of each thread how long it ran and how long it waited for a processor
-    (Documentation/scheduler/sched-stats, schedstat of a process); the rest of the time it slept.
+    A thread that waits for a disk, or for the kernel to have written back what is dirty
+    (balance_dirty_pages), is in state D, proc_pid_stat(5). One that waits for a processor is in R,
+    and one that waits for another thread, or the interpreter's lock, in S.
     """
 
     def __init__(
         self,
         threads: Callable[[], Sequence[int]],
         clock_ns: Callable[[], int],
-        schedstat: str = _SCHEDSTAT,
+        stat: str = _STAT,
     ) -> None:
         self._threads = threads
         self._clock_ns = clock_ns
-        self._schedstat = schedstat
+        self._stat = stat
         self._lock = threading.Lock()
-        self._at = 0
-        self._awake = 0
-        self._slow = True
+        self._at = -_STALE_NS
+        self._waits: collections.deque[float] = collections.deque(maxlen=_LOOKS)
 
     def of_disk(self) -> bool:
-        """As it was in the last 50 ms or more. Asked while there is work for the writers; so too if
-        the kernel does not tell."""
+        """As it was at the last looks: half of the writers, or more, waited for it. Asked while
+        there is work for them; so too if the kernel does not tell."""
         with self._lock:
             now = self._clock_ns()
-            passed = now - self._at
-            if passed < _LOOK_NS:
-                return self._slow
-            threads = self._threads()
-            try:
-                awake = sum(self._awake_ns(thread) for thread in threads)
-            except (OSError, ValueError, IndexError):
-                return True
-            slept = 1 - (awake - self._awake) / (passed * max(1, len(threads)))
-            first = self._at == 0
-            self._at, self._awake = now, awake
-            self._slow = first or slept >= _ASLEEP
-            return self._slow
+            if now - self._at >= _STALE_NS:
+                self._waits.clear()
+            if not self._waits or now - self._at >= _LOOK_NS:
+                self._at = now
+                self._waits.append(self._waiting())
+            return sum(self._waits) >= _SHARE * len(self._waits)
 
-    def _awake_ns(self, thread: int) -> int:
-        ran, waited, *_ = Path(self._schedstat.format(thread)).read_text().split()
-        return int(ran) + int(waited)
+    def _waiting(self) -> float:
+        """Which share of the writers waits for the disk now."""
+        threads = self._threads()
+        try:
+            states = [self._state(thread) for thread in threads]
+        except (OSError, IndexError):
+            return 1.0
+        return states.count("D") / max(1, len(states))
+
+    def _state(self, thread: int) -> str:
+        # behind the name, in which anything may stand
+        return Path(self._stat.format(thread)).read_text().rpartition(")")[2].split()[0]

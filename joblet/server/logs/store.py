@@ -69,6 +69,7 @@ class LogStore:
     `on_death(error)`: a reader thread is gone by a bug; its jobs wait for another server.
     `on_overflow(what, begun)`: see overflow.Overflow; `on_wrote(chunks, bytes, us)`: writer.Writer.
     `spare()`: how many bytes more the stage could hold, by default what its filesystem has left.
+    `disk_is_slow()`: whether packing is worth its CPU time, by default what Slowness sees.
     `step(name)`: called between every two steps that a kill could part; from any thread.
     """
 
@@ -89,6 +90,7 @@ class LogStore:
         on_full: str = "block",
         spill: str | Path | None = None,
         spare: Callable[[], int] | None = None,
+        disk_is_slow: Callable[[], bool] | None = None,
         rotation_bytes: int = DEFAULT_ROTATION_BYTES,
         sync_s: float = 1.0,
         boot_id: str | None = None,
@@ -117,6 +119,8 @@ class LogStore:
             spill=spill,
             on_episode=self._tell_overflow,
         )
+        slowness = Slowness(self._writer_threads, time.monotonic_ns)
+        self._disk_is_slow = disk_is_slow or slowness.of_disk
         self._on_overflow = on_overflow
         self._on_wrote = on_wrote
         self._batching = batching or Batching()
@@ -181,11 +185,10 @@ class LogStore:
                 step=self._step,
             )
             self._syncer.start()
-            slowness = Slowness(self._writer_threads, time.monotonic_ns)
             for packing in self._overflow.packing.values():
                 death = functools.partial(self._waker.call, self._on_death)
                 packer = Packer(
-                    packing, self._overflow, disk_is_slow=slowness.of_disk, on_death=death
+                    packing, self._overflow, disk_is_slow=self._disk_is_slow, on_death=death
                 )
                 packer.start()
                 self._packers.append(packer)

@@ -112,6 +112,7 @@ async def serve(
         on_full=plan.get("on_full", "block"),
         spill=directory / "spill",
         spare=lambda: 0,
+        disk_is_slow=lambda: True,
         step=step,
     )
     await store.start()

@@ -87,7 +87,7 @@ def test_a_stop_before_all_of_the_stage_was_looked_at_is_not_clean(tmp_path: Pat
     async def main() -> None:
         with opened(tmp_path / "job", kept=False) as core:
             say(core, OUT, b"staged")
-        stage = tmp_path.with_name("stage")
+        stage = tmp_path.with_name(f"{tmp_path.name}.stage")
         stage.mkdir()
         stage_of(tmp_path / "job").rename(stage / "job")
         async with running(tmp_path, stage=stage, boot_id="one"):

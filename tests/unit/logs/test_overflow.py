@@ -145,6 +145,7 @@ def serve(
             bounds=Bounds(limit_bytes=LIMIT, limit_chunks=options.pop("chunks", 100_000)),
             batching=Batching(flush_s=0.001),
             step=disk.step,
+            disk_is_slow=lambda: True,
             spill=spill,
             on_overflow=lambda *what: told.append(what),
             **options,

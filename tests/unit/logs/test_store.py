@@ -35,7 +35,8 @@ def _descriptors() -> int:
 def test_a_directory_has_one_user(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path):
-            other = LogStore(tmp_path, tmp_path.with_name("stage"), clock_us=ticking())
+            stage = tmp_path.with_name(f"{tmp_path.name}.stage")
+            other = LogStore(tmp_path, stage, clock_us=ticking())
             with pytest.raises(FailedPrecondition, match="another server uses it"):
                 await other.start()
             with pytest.raises(Unavailable, match="it is not running"):
@@ -58,7 +59,8 @@ def test_a_filesystem_that_cannot_splice_is_refused(
     monkeypatch.setattr(os, "splice", splice)
 
     async def main() -> None:
-        store = LogStore(tmp_path, tmp_path.with_name("stage"), clock_us=ticking())
+        stage = tmp_path.with_name(f"{tmp_path.name}.stage")
+        store = LogStore(tmp_path, stage, clock_us=ticking())
         with pytest.raises(FailedPrecondition, match=r"cannot take data from a pipe \(splice\)"):
             await store.start()
 
