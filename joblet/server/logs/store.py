@@ -426,6 +426,10 @@ class LogStore:
                 f"its log is not in {directory.path}",
                 hint="it was removed there; the job's record is kept",
             )
+        # What nobody uses any more may have left files of the log open, as idle ones; from here on
+        # other files may have their names, and nobody would look for those again.
+        for path in (directory.log_path(job_id), directory.stage_path(job_id)):
+            self._cache.drop(path)
         files = LogFiles(directory.make(job_id), self._cache)
         staged = self._staged_log(job_id)
         segments = {stream: Segments(files, stream, self._rotation_bytes) for stream in STREAMS}

@@ -2,6 +2,7 @@
 """The store: whose directory it is, which logs there are, and how many files it keeps open."""
 
 import asyncio
+import contextlib
 import errno
 import gc
 import os
@@ -16,6 +17,7 @@ from joblet.server.logs import ERR, OUT, GapKind, JobLog, LogStore
 from tests.unit.logs.support import (
     Pipe,
     collect,
+    eventually,
     opened,
     run,
     running,
@@ -30,6 +32,15 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def _descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def _open_and_removed(path: Path) -> list[str]:
+    """Files whose path begins so, which are there only because this process has them open."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the one that lists them
+            found.append(str(entry.readlink()))
+    return [name for name in found if name.startswith(str(path)) and name.endswith(" (deleted)")]
 
 
 def test_a_directory_has_one_user(tmp_path: Path) -> None:
@@ -168,6 +179,30 @@ def test_logs_that_nobody_uses_cost_nothing(tmp_path: Path) -> None:
                 assert log.ended
                 assert stream_of(await collect(log), ERR) == b"err"
             assert _descriptors() - before <= 5 * 3
+
+    run(main)
+
+
+def test_a_log_opened_again_leaves_no_files_of_the_time_before(tmp_path: Path) -> None:
+    """Between a job's launch and its first output nobody holds its log, and what the stage has of
+    it is stored: the next who opens it begins anew there."""
+
+    async def main() -> None:
+        async with running(tmp_path, sync_s=0.001) as store:
+            for number in range(10):
+                log: JobLog | None = await store.open(f"job-{number}")
+                assert log is not None
+                await log.expect({OUT})
+                await log.sync()
+                log = None
+                while store.statistics().logs_open:  # the writer's thread may still hold it
+                    await asyncio.sleep(0)
+                    gc.collect()
+                log = await store.open(f"job-{number}")
+                await log.finish(OUT)
+                await log.sync()
+            # the writer's thread may still be at the last one's end
+            await eventually(lambda: not _open_and_removed(tmp_path))
 
     run(main)
 
