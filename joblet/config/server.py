@@ -216,7 +216,7 @@ class LogPersistence:
 @dataclasses.dataclass(frozen=True, slots=True)
 class JournalCopies:
     """Ours: how much of what jobs print is copied to the host's journal, which takes some 10 MB a
-    second and a core for it. Rates are bytes a second."""
+    second and a core for it. Rates are bytes a second; a line counts 500 more than its own."""
 
     rate: int = setting("copy_rate", Size(1024, 1 << 40, "no copies"), 250_000)
     burst: int = setting("copy_burst", Size(1 << 16, 1 << 40), 1_000_000)

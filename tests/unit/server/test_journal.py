@@ -20,6 +20,7 @@ from joblet.errors import JobletError, Unavailable
 from joblet.server import journal
 from joblet.server.journal import (
     BATCH_BYTES,
+    ENTRY_BYTES,
     LAST_BYTES,
     LATE_US,
     MAX_LINE,
@@ -28,6 +29,8 @@ from joblet.server.journal import (
     Channel,
     Copier,
     LineSplitter,
+    affordable,
+    cost,
 )
 from joblet.server.launcher import Launcher
 from joblet.server.logs import Chunk, Gap, GapKind, JobLog
@@ -127,6 +130,17 @@ def test_a_budget_is_never_exceeded(steps: list[tuple[float, int]]) -> None:
         if budget.take(size):
             taken += size
         assert taken <= 100 + 10 * now + 1e-6
+
+
+@given(st.binary(max_size=60), st.integers(0, 40 * ENTRY_BYTES))
+def test_what_a_budget_affords_are_whole_lines_and_no_line_more(text: bytes, room: int) -> None:
+    text = text.replace(b"0", b"\n")
+    count = affordable(text, room)
+    assert cost(text[:count]) <= room
+    if count < len(text):
+        assert text[:count].endswith(b"\n") or count == 0
+        behind = text.find(b"\n", count) + 1 or len(text)
+        assert cost(text[:behind]) > room
 
 
 # -- the copier ------------------------------------------------------------------------------------
@@ -263,7 +277,7 @@ def test_no_copies() -> None:
 
 def test_long_lines_and_large_chunks() -> None:
     text = b"x" * (BATCH_BYTES * 2) + b"\n" + b"y\n" * BATCH_BYTES
-    sent = copied(Journal(), Log((1, text)))
+    sent = copied(Journal(), Log((1, text)), burst=cost(text))
     assert b"".join(data for _, data in sent).replace(b"\n", b"") == text.replace(b"\n", b"")
     assert not any(line == b"" for _, data in sent for line in data[:-1].split(b"\n"))
 
@@ -273,14 +287,41 @@ def test_what_is_beyond_the_rate_is_passed_over_unread() -> None:
     lines = b"".join(b"line %07d\n" % number for number in range(100_000))
     log = Log(*((1, lines[at : at + 1_000_000]) for at in range(0, len(lines), 1_000_000)))
     made = Journal()
-    copied(made, log, rate=1024, burst=100_000)
+    burst = 8000 * cost(lines[:13])
+    copied(made, log, rate=1024, burst=burst)
     text = b"".join(data for _, data in made.kept)
     assert len(text) + made.told == len(lines)
-    assert lines.startswith(text[:90_000])
+    assert lines.startswith(text[: 8000 * 13])
     assert text.endswith(b"line 0099999\n")
-    assert log.read_bytes <= 100_000 + 2 * READ_BYTES + LAST_BYTES
+    assert cost(text) <= burst + LAST_BYTES
+    assert log.read_bytes <= len(text) + 2 * READ_BYTES
     assert text.count(b"line ") == text.count(b"\n")  # whole lines
     assert len([data for _, data in made.sent if NOTE.fullmatch(data)]) == 1
+
+
+@pytest.mark.parametrize("line", [b"\n", b"line 7\n", b"x" * 99 + b"\n"])
+def test_short_lines_take_no_more_of_the_journal_than_long_ones(line: bytes) -> None:
+    """An entry costs the journal some hundred bytes, whatever the line: of lines of seven bytes
+    there are as many as are paid for, the first ones and the last ones."""
+    log = Log((1, line * (2_000_000 // len(line))))
+    made = Journal()
+    copied(made, log, rate=1024, burst=1_000_000)
+    text = b"".join(data for _, data in made.kept)
+    assert len(text) + made.told == log.size
+    assert cost(text) <= 1_000_000 + LAST_BYTES
+    assert cost(text) >= 1_000_000 + LAST_BYTES - 4 * cost(line)  # and whole at each end
+    assert len(made.sent) - len(made.kept) == 1  # one note
+
+
+def test_a_line_that_is_shorter_than_those_before_it_is_not_taken_for_cheap() -> None:
+    """What a copy goes on with is guessed from the lines that it has seen."""
+    log = Log((1, (b"x" * 999 + b"\n") * 3000), (1, b"\n" * 100_000))
+    made = Journal()
+    copied(made, log, rate=1024, burst=100_000)
+    text = b"".join(data for _, data in made.kept)
+    assert len(text) + made.told == log.size
+    assert cost(text) <= 100_000 + LAST_BYTES
+    assert text.endswith(b"\n" * 40)
 
 
 def test_all_jobs_together_have_a_limit_too() -> None:
@@ -291,7 +332,7 @@ def test_all_jobs_together_have_a_limit_too() -> None:
     copied(made, log, rate=1 << 20, burst=1 << 20, of_all=(0.0, 20_000.0))
     text = b"".join(data for _, data in made.kept)
     assert len(text) + made.told == len(lines)
-    assert len(text) <= 20_000 + LAST_BYTES
+    assert cost(text) <= 20_000 + LAST_BYTES
     assert text.endswith(b"line 0009999\n")
 
 
@@ -301,18 +342,19 @@ def test_a_job_that_goes_on_is_copied_from_where_it_is_then(
     monkeypatch.setattr(journal, "PAUSE_S", 0.001)
     log = Log((1, b"a" * 99 + b"\n"), (1, b"b" * 499 + b"\n"), (1, b"c" * 9 + b"\n"))
     made = Journal()
-    # 100 are there at once, and about 100 a look at the clock
+    # a line of 100 is there at once, and about one a look at the clock
     copied(made, log, rate=1024, burst=65_536, seconds=0.0, ended=False)
     assert made.told == 0
     made = Journal()
-    copied(made, log, rate=100, burst=100, seconds=0.5, ended=False)
+    paid = 100 + ENTRY_BYTES
+    copied(made, log, rate=paid, burst=paid, seconds=0.5, ended=False)
     text = b"".join(data for _, data in made.kept)
     assert text == b"a" * 99 + b"\n" + b"c" * 9 + b"\n"
     assert made.told == 500
 
 
 def test_a_copy_that_falls_behind_passes_over_what_is_late() -> None:
-    chunk = b"0123456789abcde\n" * 1024
+    chunk = (b"x" * 511 + b"\n") * 32
     log = Log(*[(1, chunk)] * 100)
     made = Journal()
     copied(made, log, wall_us=LATE_US, ended=False)
@@ -327,7 +369,7 @@ def test_a_copy_that_falls_behind_passes_over_what_is_late() -> None:
 
 
 def test_a_copy_hurries_when_its_job_has_ended() -> None:
-    chunk = b"0123456789abcde\n" * 1024
+    chunk = (b"x" * 511 + b"\n") * 32
     log = Log(*[(1, chunk)] * 100)
     made = Journal()
     copied(made, log, seconds=0.2)
@@ -342,7 +384,7 @@ def test_a_log_that_ends_with_a_loss_of_unknown_size() -> None:
     log.items.append(Gap(log.size, GapKind.LOST, None, 0, 0, 1 << 40))
     log.size = 1 << 40
     made = Journal()
-    copied(made, log, rate=1024, burst=100)
+    copied(made, log, rate=1024, burst=100 + ENTRY_BYTES)
     assert made.kept == [(1, b"a" * 99 + b"\n")]
     assert made.sent[1:] == [(1, note(100).replace(b"100 bytes", b"at least 100 bytes"))]
 
@@ -368,9 +410,10 @@ def test_the_last_line_may_be_left_out_too() -> None:
     st.lists(st.integers(0, 3), max_size=20),
     st.sampled_from([0.0, 0.5, 4.0]),
     st.integers(0, 40),
+    st.integers(0, 9),
 )
 def test_every_byte_is_sent_or_counted(
-    items: list[tuple[int, bytes]], refusals: list[int], seconds: float, last: int
+    items: list[tuple[int, bytes]], refusals: list[int], seconds: float, last: int, entry: int
 ) -> None:
     def refuse(number: int, data: bytes) -> int:
         if number >= len(refusals) or data.startswith(b"joblet: "):
@@ -380,6 +423,7 @@ def test_every_byte_is_sent_or_counted(
     made = Journal(refuse)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(journal, "LAST_BYTES", last)
+        patch.setattr(journal, "ENTRY_BYTES", entry)
         patch.setattr(journal, "READ_BYTES", 16)
         copied(made, Log(*items), rate=4, burst=40, seconds=seconds)
     sizes = {1: 0, 2: 0}
