@@ -241,11 +241,15 @@ class LogCore:
             self.staged.will_hollow(stream, begin, begin + count)
             self._append(Kind.GAP, stream, fmt.gap_length(kind, unknown=False), count)
             # Under the lock, and behind the record: the writer looks for it when it knows of that.
+            # What follows another one is one with it: of little ones there may be millions.
             skips = self._skips[stream]
-            skips.append((begin, begin + count, 0))
+            since, given = begin, 0
+            if skips and skips[-1][1] == begin:
+                since, _, given = skips.pop()
+            skips.append((since, begin + count, given))
             self.step("overflow:left-out")
             room = self.staged.hollow(stream, begin, begin + count)
-            skips[-1] = begin, begin + count, room
+            skips[-1] = since, begin + count, given + room
         self._room.free(room, 0)
         self._grew()
 
@@ -393,13 +397,19 @@ class LogCore:
     def _store_block(self, stream: int, position: int, held: int, buffer: memoryview) -> int:
         """One block; the position behind it."""
         segments, skips = self.segments[stream], self._skips[stream]
-        if skips and skips[0][0] == position:
-            segments.skip(skips[0][1])
+        with self.lock:
+            skip = skips[0] if skips else None
+        if skip is not None and skip[0] == position:
+            end = min(held, skip[1])
+            segments.skip(end)
             with self.lock:
-                _, end, room = skips.popleft()
-            self._given_back[stream] += room
+                _, behind, room = skips.popleft()
+                part = room if behind == end else min(room, end - position)
+                if behind > end:  # more was left out meanwhile
+                    skips.appendleft((end, behind, room - part))
+            self._given_back[stream] += part
             return end
-        end = min(held, skips[0][0]) if skips else held
+        end = held if skip is None else min(held, skip[0])
         count = self.staged.read_into(stream, position, buffer[: end - position])
         if count == 0:
             # Somebody else has removed it, or memory is broken. To wait for it would stop all jobs

@@ -4,6 +4,7 @@ doubled or changed, and nothing is left in the stage."""
 
 import os
 import tempfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ OPERATIONS = st.lists(
         st.tuples(st.just("splice"), st.sampled_from(fmt.STREAMS), st.integers(1, 9000)),
         st.tuples(st.just("discard"), st.sampled_from(fmt.STREAMS), st.integers(1, 9000)),
         st.tuples(st.just("store"), st.just(0), st.integers(0, 12)),
+        st.tuples(st.just("store-and-discard"), st.sampled_from(fmt.STREAMS), st.integers(1, 9000)),
         st.tuples(st.just("kill"), st.just(0), st.integers(0, 12)),
     ),
     max_size=20,
@@ -66,6 +68,13 @@ class Model:
         self.said = dict.fromkeys(fmt.STREAMS, 0)
         self.left_out: dict[int, list[tuple[int, int]]] = {stream: [] for stream in fmt.STREAMS}
         self.seen: dict[int, tuple[int, int]] = {}
+
+    def discard(self, core: LogCore, stream: int, length: int) -> None:
+        _splice(core, stream, length)
+        self.said[stream] += length
+        begin = core.state.held[stream]
+        core.discard(stream, GapKind.SAMPLED)
+        self.left_out[stream].append((begin, core.state.held[stream]))
 
     def look(self, core: LogCore) -> None:
         found = by_offset(read_all(core))
@@ -111,14 +120,28 @@ def test_killed_anywhere(operations: list[tuple[str, int, int]]) -> None:
                             core.store()
                             core.step = _nothing
                             continue
+                        if name == "store-and-discard":
+
+                            def discarding(
+                                at: str,
+                                core: LogCore = core,
+                                stream: int = stream,
+                                number: int = number,
+                            ) -> None:
+                                if at.startswith("store:"):
+                                    model.discard(core, stream, number)
+
+                            core.step = discarding
+                            core.store()
+                            core.step = _nothing
+                            continue
+                        if name == "discard":
+                            model.discard(core, stream, number)
+                            continue
                         _splice(core, stream, number)
                         model.said[stream] += number
                         if name == "say":
                             core.enter(stream)
-                        elif name == "discard":
-                            begin = core.state.held[stream]
-                            core.discard(stream, GapKind.SAMPLED)
-                            model.left_out[stream].append((begin, core.state.held[stream]))
                     break
             except Killed:
                 continue
@@ -126,6 +149,54 @@ def test_killed_anywhere(operations: list[tuple[str, int, int]]) -> None:
             model.check(core)
         assert not stage_of(path).exists()
         records(path)
+
+
+def test_many_little_gaps_take_little_memory(tmp_path: Path) -> None:
+    """What a job prints byte by byte while nothing can be kept: millions of gaps, each with a
+    record in the stage, and told as what they are."""
+    gaps = 20_000
+    with opened(tmp_path / "log") as core:
+        say(core, OUT, b"before")
+        tracemalloc.start()
+        try:
+            for _ in range(gaps):
+                _splice(core, OUT, 1)
+                core.discard(OUT, GapKind.DROPPED)
+            used, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert used < gaps  # bytes; a tuple with two numbers of its own takes over a hundred
+        say(core, OUT, b"behind")
+        for _ in range(2):  # from the stage, and from the store
+            items = read_all(core)
+            assert stream_of(items, OUT) == b"beforebehind"
+            told = [item for item in items if isinstance(item, Gap)]
+            assert sum(gap.bytes or 0 for gap in told) == gaps
+            assert {gap.kind for gap in told} == {GapKind.DROPPED}
+            core.store()
+
+
+def test_what_is_left_out_while_it_is_stored_takes_no_room_in_the_end(tmp_path: Path) -> None:
+    with opened(tmp_path / "log") as core:
+        room = core._room  # noqa: SLF001 - of the store, which there is none of
+        model = Model()
+
+        def more(at: str) -> None:
+            if at == "store:copied":
+                model.discard(core, OUT, 3_000)
+
+        model.discard(core, OUT, 10_000)
+        _splice(core, OUT, 6_000)
+        model.said[OUT] += 6_000
+        core.enter(OUT)
+        model.discard(core, OUT, 10_000)
+        core.step = more
+        core.store()
+        core.step = _nothing
+        model.check(core)
+        core.store()
+        model.check(core)
+        assert (room.bytes, room.chunks) == (0, 0)
 
 
 def test_a_block_that_is_not_as_it_was_written_is_a_gap(tmp_path: Path) -> None:
