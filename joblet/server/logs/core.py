@@ -739,7 +739,9 @@ class LogCore:
         self._wake(self)
 
     def _touch(self) -> None:
-        if not self._dirty:
+        # One that is removed has nothing to be made durable, and would be kept for ever: who
+        # removes it waits for the lock, which is held here, before it forgets it.
+        if not self._dirty and not self.files.dropped:
             self._dirty = True
             self._on_dirty(self)
 

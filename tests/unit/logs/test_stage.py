@@ -178,7 +178,7 @@ def test_many_little_gaps_take_little_memory(tmp_path: Path) -> None:
 
 def test_what_is_left_out_while_it_is_stored_takes_no_room_in_the_end(tmp_path: Path) -> None:
     with opened(tmp_path / "log") as core:
-        room = core._room  # noqa: SLF001 - of the store, which there is none of
+        room = core._room
         model = Model()
 
         def more(at: str) -> None:

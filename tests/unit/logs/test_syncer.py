@@ -4,8 +4,10 @@
 import asyncio
 import errno
 import functools
+import gc
 import os
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,41 @@ def test_many_logs_are_synced_by_one_call(tmp_path: Path, monkeypatch: pytest.Mo
             await steps.after("sync:all")
             await eventually(lambda: not any(log.core.wants_sync for log in logs))
         assert calls
+
+    run(main)
+
+
+def test_a_log_that_is_removed_while_the_disk_refuses_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what is synced as a whole, and refused as a whole, too."""
+    go_on, syncing = threading.Event(), threading.Event()
+
+    def syncfs(fd: int) -> None:
+        syncing.set()
+        go_on.wait(30)
+        raise OSError(errno.EIO, "the disk refuses")
+
+    monkeypatch.setattr(syncer, "FEW_FILES", 0)
+    monkeypatch.setattr(syncer, "syncfs", syncfs)
+
+    async def main() -> None:
+        async with running(tmp_path, sync_s=0.005) as store:
+            log: JobLog | None = await store.open("job")
+            assert log is not None
+            core = weakref.ref(log.core)
+            _say(log, b"said")
+            await asyncio.to_thread(log.core.store)
+            assert await asyncio.to_thread(syncing.wait, 30)
+            log = None
+            await store.remove("job")
+            go_on.set()
+
+            def gone() -> bool:
+                gc.collect()
+                return core() is None
+
+            await eventually(gone)
 
     run(main)
 
