@@ -185,6 +185,7 @@ class LogCore:
         self._parent_synced = False
         self._storing = threading.Lock()
         self._syncing = threading.Lock()
+        self._packing = threading.Lock()
         # What was left out: begin, end, and how much of the stage's room that gave back at once.
         self._skips: dict[int, collections.deque[tuple[int, int, int]]] = {
             stream: collections.deque() for stream in fmt.STREAMS
@@ -444,10 +445,11 @@ class LogCore:
         """Pack up to `most` staged blocks of each stream, the oldest ones but for those that the
         writer is at. How many were tried, and how much of the stage's room that gave back.
 
-        One thread at a time. Raises OSError.
+        One thread at a time: another one waits, for a job's policy may change while one is at it.
+        Raises OSError.
         """
         tried = given = 0
-        with self.pinned():
+        with self._packing, self.pinned():
             for stream in fmt.STREAMS:
                 for _ in range(most):
                     begin = self.stored[stream] + BLOCK_BYTES

@@ -6,6 +6,7 @@ The disk is a writer that stands still, or goes on block by block, in the store'
 
 import asyncio
 import contextlib
+import errno
 import os
 import random
 import tempfile
@@ -19,6 +20,7 @@ import pytest
 from joblet.config import ON_FULL, OVERFLOW_STRATEGIES
 from joblet.server.logs import ERR, OUT, Batching, Bounds, Chunk, Gap, GapKind, JobLog, LogStore
 from joblet.server.logs.reader import Settings
+from joblet.server.logs.stage import Shelf
 from tests.unit.logs.support import Pipe, collect, run, running
 
 LIMIT: Final = 1 << 20
@@ -378,6 +380,39 @@ def test_what_a_dead_machine_left_in_the_spill_directory_is_removed(
 
     async def main(store: LogStore, disk: Disk, told: list[Any]) -> None:
         assert [path.name for path in (tmp_path / "spill").iterdir()] == ["there"]
+
+    serve(tmp_path, stage, main)
+
+
+def test_a_policy_that_changes_while_blocks_are_packed(tmp_path: Path, stage: Path) -> None:
+    """One packer fails at a block, and will try it again: what another one has packed behind it is
+    a hole by then."""
+    data = lines(3 * LIMIT)
+
+    async def main(store: LogStore, disk: Disk, told: list[Any]) -> None:
+        writer = await job(store, data, "job", "spill")
+        core = writer.log.core
+        others: list[threading.Thread] = []
+        real = core.step
+
+        def step(name: str) -> None:
+            if name == "overflow:body" and not others:
+                # as the packer of the policy that the job has from now on
+                others.append(threading.Thread(target=core.pack, args=(Shelf.STAGE, 2)))
+                others[0].start()
+                others[0].join(0.2)  # it may have to wait for us
+                raise OSError(errno.EIO, "the disk refuses")
+            real(name)
+
+        core.step = step
+        await eventually(lambda: others)
+        await asyncio.to_thread(others[0].join)
+        await eventually(lambda: writer.log.ended)
+        assert await writer.check() == {}
+        disk.free()
+        await writer.log.sync()
+        assert await writer.check() == {}
+        assert store.staged_bytes == 0
 
     serve(tmp_path, stage, main)
 
