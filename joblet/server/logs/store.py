@@ -200,7 +200,8 @@ class LogStore:
         """Stop reading, close the pipes unread and without ends, sync, let the directory go.
 
         Followers and whoever waits get Unavailable. Raises Internal or ResourceExhausted if the
-        disk refuses to sync; everything is closed then, too.
+        disk refuses to sync; everything is closed then, too. Cancelled, it leaves threads that may
+        still write: the directory is nobody else's as long as this process lives.
         """
         shared, self._shared = self._shared, None
         if shared is None:
@@ -212,6 +213,7 @@ class LogStore:
         )
         for log in list(self._logs.values()):
             log.shut(stopping)
+        over = False  # no thread of ours writes any more
         try:
             async with asyncio.TaskGroup() as group:
                 for reader in self._readers:
@@ -224,6 +226,10 @@ class LogStore:
                     group.create_task(asyncio.to_thread(packer.stop))
             await shared.close()
             await asyncio.to_thread(self._sync_all)
+            over = True
+        except JobletError:  # the disk refuses, and that was the last thing to do
+            over = True
+            raise
         finally:
             self._readers.clear()
             self._writers.clear()
@@ -232,7 +238,8 @@ class LogStore:
             self._overflow.logs.clear()
             self._dirty.clear()
             self._cache.close()
-            self._directory.release()
+            if over:
+                self._directory.release()
 
     async def open(
         self, job_id: str, *, from_earlier_boot: bool = False, create: bool = True

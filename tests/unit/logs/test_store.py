@@ -61,6 +61,73 @@ def test_a_directory_has_one_user(tmp_path: Path) -> None:
     run(main)
 
 
+CUT_OFF = """
+import asyncio, os, sys, threading
+from joblet.errors import FailedPrecondition
+from joblet.server.logs import OUT, LogStore
+directory, stage, other, where = sys.argv[1:]
+there, sync = threading.Event(), os.fdatasync
+
+def wait():
+    there.set()
+    threading.Event().wait()
+
+def step(name):
+    if where == "writer" and name == "store:copied":
+        wait()
+
+def fdatasync(fd):
+    if where == "sync":
+        wait()
+    sync(fd)
+
+async def main():
+    store = LogStore(directory, stage, clock_us=lambda: 1, sync_s=1000, step=step)
+    await store.start()
+    log = await store.open("job")
+    with log.core.pinned():
+        os.pwrite(log.core.staged.stream(OUT), b"said", 0)
+        log.core.written[OUT] += 4
+        log.core.enter(OUT)
+    os.fdatasync = fdatasync
+    if where == "writer":
+        await asyncio.to_thread(there.wait)
+    stopping = asyncio.create_task(store.stop())
+    await asyncio.to_thread(there.wait)
+    stopping.cancel()
+    await asyncio.wait([stopping])
+    assert stopping.cancelled()
+    try:
+        await LogStore(directory, other, clock_us=lambda: 1).start()
+    except FailedPrecondition as error:
+        print(error.why, flush=True)
+    os._exit(0)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("where", ["writer", "sync"])
+def test_a_stop_that_is_cut_off_lets_nobody_in(tmp_path: Path, where: str) -> None:
+    """A thread that the disk keeps waiting will write when the disk lets it: the directory is
+    another server's when the process has ended."""
+    paths = [str(tmp_path / name) for name in ("logs", "stage", "other")]
+    child = subprocess.run(
+        [sys.executable, "-c", CUT_OFF, *paths, where],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=40,
+    )
+    assert (child.stdout, child.stderr) == ("another server uses it\n", "")
+
+    async def main() -> None:
+        async with running(tmp_path / "logs", stage=tmp_path / "other"):
+            pass
+
+    run(main)
+
+
 def test_a_filesystem_that_cannot_splice_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
