@@ -11,7 +11,8 @@ and how their last user left them.
     <stage>/<job id>/            what of a log is not in its directory yet (stage)
     <spill>/<job id>/            what of that was moved to a disk, because the stage was nearly full
 
-Blocking. Must not import anything of joblet but joblet.errors and its neighbours files, recovery.
+Blocking. Must not import anything of joblet but joblet.errors and its neighbours faults, files,
+recovery, stage.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ from joblet.errors import FailedPrecondition, InvalidArgument
 from joblet.server.logs.faults import fault
 from joblet.server.logs.files import INDEX_NAME, sync_directory, write_all
 from joblet.server.logs.recovery import UNKNOWN_BOOT
+from joblet.server.logs.stage import spilled_to
 
 _JOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _REMOVED: Final = ".removed-"
@@ -154,7 +156,8 @@ class LogDirectory:
         except FileNotFoundError:
             there = False
         # not before: a log that cannot be removed keeps all of it
-        for path in (self.spill_path(job_id), self.stage_path(job_id)):
+        stage = self.stage_path(job_id)
+        for path in (self.spill_path(job_id), spilled_to(stage), stage):
             if path is not None:
                 shutil.rmtree(path, ignore_errors=True)
         if not there:

@@ -36,7 +36,7 @@ _HEADER_BYTES: Final = _HEADER.size + _CRC.size
 _RAW, _ZSTD = 0, 1
 _DIRECTORY_MODE: Final = 0o700
 _FILE_MODE: Final = 0o600
-_FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 
 _NOT_THERE: Final = (FileNotFoundError, NotADirectoryError)
 
@@ -87,7 +87,7 @@ class Frames:
         """The block's bytes, None if it has no whole frame."""
         at = _place(block)
         try:
-            with self._opened() as fd:
+            with self._opened(change=False) as fd:
                 header = os.pread(fd, _HEADER_BYTES, at)
                 if len(header) < _HEADER_BYTES:
                     return None
@@ -112,7 +112,7 @@ class Frames:
 
     def blocks(self) -> Iterator[int]:
         """The blocks that may have a frame, in order."""
-        with contextlib.suppress(*_NOT_THERE), self._opened() as fd:
+        with contextlib.suppress(*_NOT_THERE), self._opened(change=False) as fd:
             end = os.fstat(fd).st_size
             at = 0
             while at < end:
@@ -130,15 +130,16 @@ class Frames:
             self.path.unlink()
 
     @contextlib.contextmanager
-    def _opened(self, *, create: bool = False) -> Iterator[int]:
+    def _opened(self, *, create: bool = False, change: bool = True) -> Iterator[int]:
         """Not kept open: an access is much more than that."""
+        flags = _FLAGS | (os.O_RDWR if change else os.O_RDONLY)
         try:
-            fd = os.open(self.path, _FLAGS | (os.O_CREAT if create else 0), _FILE_MODE)
+            fd = os.open(self.path, flags | (os.O_CREAT if create else 0), _FILE_MODE)
         except FileNotFoundError:
             if not create:
                 raise
             self.path.parent.mkdir(_DIRECTORY_MODE, exist_ok=True)
-            fd = os.open(self.path, _FLAGS | os.O_CREAT, _FILE_MODE)
+            fd = os.open(self.path, flags | os.O_CREAT, _FILE_MODE)
         try:
             yield fd
         finally:

@@ -17,6 +17,10 @@ then the records that go on behind those on the disk. Then, in this order:
    exactly that many bytes in place of what is missing, and renamed over the old one.
 6. A stream's segments go on behind what the index says: these bytes are entered now.
 
+Blocks that were moved out of the stage are read where the server that moved them said. If they are
+not there, nobody stores anything in their place: who reads there is shown a gap of exactly so many
+bytes, and the journal is told.
+
 Gaps of 3 and 4 are synced before anything may follow them: an offset is given out once, even
 if the machine dies twice.
 
@@ -24,8 +28,10 @@ Must not import anything of joblet but joblet.errors and its neighbours blocks, 
 segments, stage.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Final
 
 from joblet.errors import FailedPrecondition
@@ -40,6 +46,8 @@ UNKNOWN_BOOT: Final = 0
 _BLOCK_BYTES: Final = 1 << 20
 # A pair of CHECKs lies at most this far from the end, if there is one that helps.
 _TAIL_RECORDS: Final = 2 * fmt.CHECK_EVERY + 8
+
+log = logging.getLogger(__name__)
 
 
 def append(fd: int, state: IndexState, record: Record) -> None:
@@ -113,7 +121,8 @@ def recover(
         segments[stream].load(names, doubtful=doubted)
     if staged.files.names():
         staged.load()
-        _store_staged(files, segments, staged, state, step)
+        if lost := _store_staged(files, segments, staged, state, step):
+            _tell_lost(job_id, lost, staged.spill)
         index_bytes = os.fstat(index).st_size
     damaged = index_bytes > state.records * fmt.RECORD_BYTES
     beyond = _furthest(index, state.records, index_bytes) if damaged else 0
@@ -165,8 +174,9 @@ def _store_staged(
     staged: StagedLog,
     state: IndexState,
     step: Callable[[str], None],
-) -> None:
-    """Store what a killed server left in the stage; `state` goes on behind the records there.
+) -> int:
+    """Store what a killed server left in the stage; `state` goes on behind the records there. How
+    many bytes it entered that are not there.
 
     Bytes first, of records or not: those that no record accounts for are entered later, where they
     then lie. If the records in the stage do not go on where those on the disk end (one of the two
@@ -174,10 +184,11 @@ def _store_staged(
     """
     index = files.index()
     known = state.records
+    lost = 0
     found = list(_staged_records(staged, state))
     for record, position, _ in found:
         if record.kind is Kind.DATA:
-            _copy(segments, staged, record.stream, position, position + record.length)
+            lost += _copy(segments, staged, record.stream, position, position + record.length)
         elif record.kind is Kind.GAP and fmt.gap_kind(record) in fmt.LEFT_OUT:
             _skip(segments[record.stream], position + record.arg)
     for stream in fmt.STREAMS:  # what was not entered any more
@@ -190,6 +201,28 @@ def _store_staged(
     step("recovery:indexed")
     staged.remove()
     step("recovery:unstaged")
+    return lost
+
+
+def _tell_lost(job_id: str, count: int, spill: Path | None) -> None:
+    """Before it is another directory's turn, what waits in the one before has to be stored."""
+    where = "the stage, where they were left"
+    hint = "something else removed them, or memory is broken"
+    if spill is not None and not spill.is_dir():
+        where = f"{spill}, where they were moved to (overflow strategy spill)"
+        hint = (
+            "stop joblet.service, which stores all that waits there, before"
+            " log_persistence.spill_directory is changed, removed or unmounted"
+        )
+    log.error(
+        "%d bytes of the output of job %s are lost, a gap in its log says where:"
+        " they are not in %s; %s",
+        count,
+        job_id,
+        where,
+        hint,
+        extra={"job": job_id},
+    )
 
 
 def _staged_records(staged: StagedLog, state: IndexState) -> Iterator[tuple[Record, int, bytes]]:
@@ -212,18 +245,26 @@ def _staged_records(staged: StagedLog, state: IndexState) -> Iterator[tuple[Reco
 
 def _copy(
     segments: Mapping[int, Segments], staged: StagedLog, stream: int, begin: int, end: int
-) -> None:
+) -> int:
     """The staged bytes between two positions, but for those that are stored. What was freed in the
-    stage is not copied: if it is not stored either, it is lost."""
+    stage is not copied: if it is not stored either, it is lost, so many bytes."""
     target = segments[stream]
     begin = max(begin, target.end)
-    end = min(end, staged.length(stream))
-    while begin < end and (begin := staged.next_byte(stream, begin)) < end:
-        data = staged.read(stream, begin, min(BLOCK_BYTES, end - begin))
+    there = min(end, staged.length(stream))
+    lost = 0
+    while begin < there:
+        found = min(there, staged.next_byte(stream, begin))
+        lost += found - begin
+        begin = found
+        # not one byte further: where nothing is, zeros are read
+        end_of_data = staged.data_end(stream, begin, min(there, begin + BLOCK_BYTES))
+        data = staged.read(stream, begin, end_of_data - begin)
         if not data:
-            return
+            break
+        _skip(target, begin)
         target.append(begin, data)
         begin += len(data)
+    return lost + max(0, end - begin)
 
 
 def _skip(segments: Segments, position: int) -> None:

@@ -11,6 +11,8 @@ neither, and the next one goes on from both.
     <stage>/<job id>/out.z, err.z    blocks of that which were compressed when the stage was nearly
                                  full (frames.Frames), and have a hole above
     <spill>/<job id>/out.z, err.z    the same, moved to a disk with room
+    <stage>/<job id>/spill       a symbolic link to that directory, made before anything is moved
+                                 there: a later server may be configured to spill elsewhere
 
 What is stored is punched out of the files, and a log without anything staged has no directory.
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _FRAMES: Final = ".z"
+_SPILLED: Final = "spill"
 
 
 class Shelf(enum.Enum):
@@ -151,6 +154,7 @@ class StagedLog:
     def __init__(self, path: Path, cache: FileCache, spill: Path | None = None) -> None:
         self.files = LogFiles(path, cache)
         self._spill = spill
+        self._linked = False  # the stage says where that is
         self._lock = threading.Lock()
         # Of each stream: where the packed blocks lie, and the room that they take in the stage.
         self._packed: dict[int, dict[int, tuple[Frames, int]]] = {s: {} for s in STREAM_NAMES}
@@ -162,8 +166,14 @@ class StagedLog:
         }
         self._hollow = dict.fromkeys(STREAM_NAMES, (0, 0))  # the last hole
 
+    @property
+    def spill(self) -> Path | None:
+        """Where what is spilled of it lies; what is loaded may lie elsewhere than configured."""
+        return self._spill
+
     def load(self) -> None:
-        """Take the packed blocks that a killed server left."""
+        """Take the packed blocks that a killed server left, wherever it has put them."""
+        self._spill = spilled_to(self.files.path) or self._spill
         for stream, shelf in [(s, shelf) for s in STREAM_NAMES for shelf in Shelf]:
             if (frames := self._frames(stream, shelf)) is not None:
                 for block in frames.blocks():
@@ -206,6 +216,20 @@ class StagedLog:
         ends = (block + 1 for block in self._packed[stream])
         first = min((end * BLOCK_BYTES for end in ends if end * BLOCK_BYTES > position), default=0)
         return min(found, max(position, first - BLOCK_BYTES)) if first else found
+
+    def data_end(self, stream: int, position: int, end: int) -> int:
+        """How far, up to `end`, all bytes from this position on are there: none was freed (but for
+        those in a page with one that was not), or moved to where nobody finds it."""
+        while position < end:
+            block = position // BLOCK_BYTES
+            if block in self._packed[stream]:
+                position = (block + 1) * BLOCK_BYTES
+                continue
+            hole = os.lseek(self.files.get(STREAM_NAMES[stream]), position, os.SEEK_HOLE)
+            if hole == position:
+                break
+            position = hole
+        return min(position, end)
 
     def _next_raw(self, stream: int, position: int) -> int:
         try:
@@ -340,8 +364,13 @@ class StagedLog:
         data = os.pread(raw, BLOCK_BYTES, begin)
         spilled = shelf is Shelf.SPILL
         try:
+            if spilled and not self._linked:
+                self._link(frames.path.parent)
             room = frames.write(block, data, step, always=spilled)
         except OSError:
+            if self.files.dropped:  # all of it was stored meanwhile
+                self._unused(frames, block)
+                return 0
             self._next[stream] = block
             with contextlib.suppress(OSError):
                 self._unused(frames, block)
@@ -369,6 +398,15 @@ class StagedLog:
         frames.remove()
         with contextlib.suppress(OSError):
             frames.path.parent.rmdir()
+        with contextlib.suppress(OSError):  # who removed it may not have seen it
+            (self.files.path / _SPILLED).unlink()
+            self.files.path.rmdir()
+
+    def _link(self, spill: Path) -> None:
+        """Say in the stage where blocks are moved to."""
+        with contextlib.suppress(FileExistsError):
+            (self.files.path / _SPILLED).symlink_to(spill.absolute())
+        self._linked = True
 
     def _frames(self, stream: int, shelf: Shelf) -> Frames | None:
         path = self.files.path if shelf is Shelf.STAGE else self._spill
@@ -388,12 +426,21 @@ class StagedLog:
             if (spilled := self._frames(stream, Shelf.SPILL)) is not None:
                 spilled.remove()
             (self.files.path / f"{name}{_FRAMES}").unlink(missing_ok=True)
-        for name in (*STREAM_NAMES.values(), INDEX_NAME):
+        for name in (_SPILLED, *STREAM_NAMES.values(), INDEX_NAME):
             (self.files.path / name).unlink(missing_ok=True)
         for path in (self._spill, self.files.path):
             with contextlib.suppress(OSError):  # who packs this moment tidies up behind it
                 if path is not None:
                     path.rmdir()
+
+
+def spilled_to(path: Path) -> Path | None:
+    """Where blocks of the log that is staged in a directory were moved to; None if none were."""
+    try:
+        found = (path / _SPILLED).readlink()
+    except OSError:
+        return None
+    return found if found.name == path.name else None
 
 
 def _punch(fd: int, begin: int, end: int) -> None:

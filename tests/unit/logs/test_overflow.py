@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import random
+import subprocess
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,6 +20,7 @@ import pytest
 
 from joblet.config import ON_FULL, OVERFLOW_STRATEGIES
 from joblet.server.logs import ERR, OUT, Batching, Bounds, Chunk, Gap, GapKind, JobLog, LogStore
+from joblet.server.logs.frames import Frames
 from joblet.server.logs.reader import Settings
 from joblet.server.logs.stage import Shelf
 from tests.unit.logs.support import Pipe, collect, run, running
@@ -384,6 +386,105 @@ def test_what_a_dead_machine_left_in_the_spill_directory_is_removed(
     serve(tmp_path, stage, main)
 
 
+class Killed:
+    """What a server has left that was killed while blocks were spilled, and what its job said."""
+
+    def __init__(self, tmp_path: Path, stage: Path) -> None:
+        self.data = noise(4 * LIMIT)
+        self.spill = tmp_path / "spill"
+        self.logs, self.stage = tmp_path / "left", stage
+        self._aside = tmp_path / "aside"
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+
+            async def main(store: LogStore, disk: Disk, told: list[Any]) -> None:
+                writer = await job(store, self.data, "job", "spill")
+                await eventually(lambda: writer.log.ended)
+                await eventually(lambda: size_of(Path(name)) <= LIMIT + BEYOND)
+                for source, target in (
+                    (tmp_path / "logs", self.logs),
+                    (Path(name) / "job", stage / "job"),
+                    (self.spill, self._aside),
+                ):
+                    command = ("cp", "-a", "--sparse=always", str(source), str(target))
+                    await asyncio.to_thread(subprocess.run, command, check=True)
+
+            serve(tmp_path, Path(name), main)
+        self.spill.rmdir()
+
+    def put_back(self) -> int:
+        """What was spilled; how many bytes of output that is."""
+        self._aside.rename(self.spill)
+        frames = Frames(self.spill / "job/out.z")
+        return sum(len(frames.read(block) or b"") for block in frames.blocks())
+
+    def check(self, *, spill: Path | None, lost: int) -> None:
+        """By a server that is configured to spill there: all is as it was said, but for gaps of
+        so many bytes. It is asked twice, before and after it has begun anew."""
+
+        async def look(store: LogStore) -> None:
+            log = await store.open("job")
+            position = missing = 0
+            for item in await collect(log):
+                assert item.offset == position
+                if isinstance(item, Chunk):
+                    assert item.data == self.data[position : item.offset_end]
+                else:
+                    assert (item.kind, item.stream) == (GapKind.LOST, OUT)
+                    missing += item.bytes or 0
+                position = item.offset_end
+            assert (position, missing) == (len(self.data), lost)
+
+        async def main() -> None:
+            for _ in range(2):
+                async with running(self.logs, stage=self.stage, spill=spill) as store:
+                    await store.settle()
+                    assert names(self.stage) == [".lock"]
+                    await look(store)
+
+        run(main)
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_what_was_spilled_is_found_though_another_directory_is_configured(
+    tmp_path: Path, stage: Path, caplog: pytest.LogCaptureFixture, *, other: bool
+) -> None:
+    killed = Killed(tmp_path, stage)
+    assert killed.put_back() > 2 * LIMIT
+    killed.check(spill=tmp_path / "other" if other else None, lost=0)
+    assert names(killed.spill) == []
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_what_was_spilled_and_is_gone_is_a_gap(
+    tmp_path: Path, stage: Path, caplog: pytest.LogCaptureFixture, *, other: bool
+) -> None:
+    killed = Killed(tmp_path, stage)
+    lost = killed.put_back()
+    killed.spill.rename(tmp_path / "unmounted")
+    killed.check(spill=tmp_path / "other" if other else None, lost=lost)
+    [told] = caplog.records
+    assert told.levelname == "ERROR"
+    assert f"{lost} bytes of the output of job job are lost" in told.message
+    assert f"they are not in {killed.spill / 'job'}" in told.message
+    assert "stop joblet.service, which stores all that waits there, before" in told.message
+
+
+def test_a_log_that_is_removed_takes_along_what_an_earlier_server_has_spilled(
+    tmp_path: Path, stage: Path
+) -> None:
+    killed = Killed(tmp_path, stage)
+    killed.put_back()
+
+    async def main() -> None:
+        async with running(killed.logs, stage=stage, spill=tmp_path / "other") as store:
+            await store.remove("job")
+            assert names(killed.spill) == []
+            assert names(stage) == [".lock"]
+
+    run(main)
+
+
 def test_a_policy_that_changes_while_blocks_are_packed(tmp_path: Path, stage: Path) -> None:
     """One packer fails at a block, and will try it again: what another one has packed behind it is
     a hole by then."""
@@ -392,21 +493,21 @@ def test_a_policy_that_changes_while_blocks_are_packed(tmp_path: Path, stage: Pa
     async def main(store: LogStore, disk: Disk, told: list[Any]) -> None:
         writer = await job(store, data, "job", "spill")
         core = writer.log.core
-        others: list[threading.Thread] = []
+        # as the packer of the policy that the job has from then on
+        other = threading.Thread(target=core.pack, args=(Shelf.STAGE, 2))
         real = core.step
 
         def step(name: str) -> None:
-            if name == "overflow:body" and not others:
-                # as the packer of the policy that the job has from now on
-                others.append(threading.Thread(target=core.pack, args=(Shelf.STAGE, 2)))
-                others[0].start()
-                others[0].join(0.2)  # it may have to wait for us
+            core.step = real
+            if name == "overflow:body":
+                other.start()
+                other.join(0.2)  # it may have to wait for us
                 raise OSError(errno.EIO, "the disk refuses")
-            real(name)
+            core.step = step
 
         core.step = step
-        await eventually(lambda: others)
-        await asyncio.to_thread(others[0].join)
+        await eventually(lambda: core.step == real and other.ident is not None)
+        await asyncio.to_thread(other.join)
         await eventually(lambda: writer.log.ended)
         assert await writer.check() == {}
         disk.free()
