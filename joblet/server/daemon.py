@@ -30,10 +30,11 @@ from joblet.errors import Internal, JobletError
 from joblet.metrics import Registry
 from joblet.model import Limits
 from joblet.server import access, events
+from joblet.server.budgets import Budget, Shared
 from joblet.server.counts import JobCounts
 from joblet.server.host import Host
 from joblet.server.jobtask import Tools
-from joblet.server.journal import Budget, Channel, Copier
+from joblet.server.journal import Channel, Copier
 from joblet.server.journal_log import JournalLogs
 from joblet.server.launcher import Launcher
 from joblet.server.limits import CONTROLLERS, MIB, Enforcement
@@ -266,7 +267,7 @@ def _supervisor(
         channel,
         rate=journal.rate,
         burst=journal.burst,
-        of_all=Budget(journal.rate_of_all, journal.burst_of_all, time.monotonic),
+        of_all=Shared(Budget(journal.rate_of_all, journal.burst_of_all, time.monotonic)),
         wall_us=_clock_us,
     )
     tools = Tools(

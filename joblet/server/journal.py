@@ -6,14 +6,14 @@ much. The copy reads the log like any follower, and delays neither the job, nor 
 another follower; what it leaves out it passes over without reading it.
 
 Each job has a burst and then a rate (a token bucket), and so have all jobs together. What a line
-costs is what it takes in the journal: its bytes, and those of its entry. One that is
-over its limit pauses, and goes on with the newest output that it can afford: so the last words of a
-loud job are always there. The same happens to a copy that falls behind, because journald is slow or
-the jobs are many.
+costs is what it takes in the journal: its bytes, and those of its entry. One that is over its limit
+rests until there is something to spend again, jobs that had little before those that had much, and
+goes on with the newest output that it can afford: so the last words of a loud job are always there,
+and a quiet one is not drowned by a thousand loud ones. The same happens to a copy that falls
+behind, because journald is slow or the jobs are many.
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import json
 import logging
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 from joblet.errors import JobletError, Unavailable
 from joblet.launch import protocol
 from joblet.model import Job
+from joblet.server.budgets import Budget, Shared
 from joblet.server.launcher import Launcher
 from joblet.server.logs import Chunk, JobLog
 
@@ -35,7 +36,9 @@ log = logging.getLogger(__name__)
 BATCH_BYTES: Final = 49_152  # of one message to init mode
 MAX_LINE: Final = BATCH_BYTES - 1  # a longer line is cut, as journald itself cuts at 48 KiB
 READ_BYTES: Final = BATCH_BYTES // 2
-PAUSE_S: Final = 1.0  # of a copy that is over its limit
+PAUSE_S: Final = 1.0  # of a copy that is over its limit, before it looks again
+PART_BYTES: Final = 32_768  # that it waits for then, or as much as there is to copy
+LINE_BYTES: Final = 100  # how long a line is taken to be, before any was seen
 LATE_US: Final = 2_000_000  # output that is older is passed over
 # Charged for a line on top of its bytes: what its entry takes in the journal's file. Measured with
 # systemd 252 and 257: 494 bytes a line of 6, 590 a line of 103 (the entry 160, its place in the
@@ -111,27 +114,6 @@ def affordable(lines: bytes, room: int) -> int:
     return count
 
 
-class Budget:
-    """A token bucket in bytes, full at the start; `clock` in seconds."""
-
-    def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
-        self._rate, self._burst, self._clock = rate, burst, clock
-        self._left, self._at = burst, clock()
-
-    @property
-    def left(self) -> int:
-        now = self._clock()
-        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
-        self._at = now
-        return int(self._left)
-
-    def take(self, size: int) -> bool:
-        if self.left < size:
-            return False
-        self._left -= size
-        return True
-
-
 class Channel:
     """To who sends for us: one for all jobs, opened when it is needed. A message at a time, each
     answered; whoever waits for their turn falls behind, and passes over what is late."""
@@ -186,7 +168,7 @@ class Copier:
         *,
         rate: int,
         burst: int,
-        of_all: Budget,
+        of_all: Shared,
         clock: Callable[[], float] = time.monotonic,
         wall_us: Callable[[], int],
     ) -> None:
@@ -203,9 +185,52 @@ class Copier:
         While init mode is away, which restarts when it likes, lines are left out.
         """
         if self._rate:
-            budgets = (Budget(self._rate, self._burst, self._clock), self._of_all)
-            copy = _Copy(job, job_log, self._channel, budgets, self._clock, self._wall_us)
+            own = Budget(self._rate, self._burst, self._clock)
+            purse = _Purse(own, self._of_all)
+            copy = _Copy(job, job_log, self._channel, purse, self._clock, self._wall_us)
             await copy.run(from_offset, ended)
+
+
+class _Purse:
+    """What a copy may spend: as much as its own budget and that of all jobs have."""
+
+    def __init__(self, own: Budget, of_all: Shared) -> None:
+        self._own = own
+        self._of_all = of_all
+        self._most = min(PART_BYTES, int(own.burst), int(of_all.burst))
+        self._credit = 0  # taken from that of all
+        self._had = 0
+
+    @property
+    def room(self) -> int:
+        return min(self._own.left, self._credit + self._of_all.left)
+
+    def pay(self, size: int) -> None:
+        """Nothing if it is not there."""
+        self._own.take(size)
+        from_credit = min(size, self._credit)
+        self._credit -= from_credit
+        self._of_all.take(size - from_credit)
+        self._had += size
+
+    async def fill(self, want: int, ended: asyncio.Event) -> None:
+        """Until there is room for so much, or for a part of it, or `ended`."""
+        part = min(want, self._most)
+        filling = asyncio.ensure_future(self._fill(part))
+        ending = asyncio.ensure_future(ended.wait())
+        try:
+            await asyncio.wait({filling, ending}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (filling, ending):
+                task.cancel()
+            await asyncio.gather(filling, ending, return_exceptions=True)
+
+    async def _fill(self, part: int) -> None:
+        while rest := self._own.seconds_until(part):  # noqa: ASYNC110 - it is time that passes
+            await asyncio.sleep(min(PAUSE_S, rest))
+        if self._credit < part:
+            await self._of_all.wait(part - self._credit, self._had)
+            self._credit = part
 
 
 class _Copy:
@@ -216,33 +241,36 @@ class _Copy:
         job: Job,
         job_log: JobLog,
         channel: Channel,
-        budgets: tuple[Budget, ...],
+        purse: _Purse,
         clock: Callable[[], float],
         wall_us: Callable[[], int],
     ) -> None:
         self._job = job
         self._log = job_log
         self._channel = channel
-        self._budgets = budgets
+        self._purse = purse
         self._clock = clock
         self._wall_us = wall_us
         self._splitters = {n: LineSplitter() for n in range(1, len(protocol.STREAMS) + 1)}
         self._left_out = 0  # bytes that no note has told of yet
         self._at_least = False
+        self._line = LINE_BYTES  # how long they are, as far as was seen
         self._hurry_at: float | None = None
 
     async def run(self, offset: int, ended: asyncio.Event) -> None:
         follower = self._log.follow(offset, max_bytes=READ_BYTES)
-        while (item := await follower.read()) is not None:
+        while True:
+            if offset < self._log.size and self._purse.room <= ENTRY_BYTES:
+                await self._fill(offset, ended)  # what cannot be copied is not read
+            if (item := await follower.read()) is None:
+                break
             offset = item.offset_end
             if not isinstance(item, Chunk):
                 continue
             if not self._late(item, ended):
                 if not (item := await self._copy_affordable(item, ended)).data:
                     continue
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(PAUSE_S):
-                        await ended.wait()
+                await self._fill(item.offset, ended)
             target = self._target(item, ended)
             if target - item.offset >= UNKNOWN_BYTES:
                 # the log ends with a loss, and nobody knows where its last bytes are
@@ -265,6 +293,13 @@ class _Copy:
                 await self._send(number, rest)
         await self._note(1)
 
+    async def _fill(self, offset: int, ended: asyncio.Event) -> None:
+        """Until something of what stands behind an offset can be afforded, or `ended`."""
+        if not ended.is_set():
+            count = min(PART_BYTES, self._log.size - offset)
+            lines = count // self._line + 1
+            await self._purse.fill(count + lines * ENTRY_BYTES, ended)
+
     def _late(self, item: Chunk, ended: asyncio.Event) -> bool:
         """Whether what was just read is too old to be copied before what is newer."""
         behind = self._log.size - item.offset_end
@@ -281,18 +316,18 @@ class _Copy:
         # what follows is taken to have lines as long as these
         last = (self._log.size - item.offset) * cost(item.data) <= LAST_BYTES * size
         if not (ended.is_set() and last):
-            size = affordable(item.data, min(budget.left for budget in self._budgets))
+            size = affordable(item.data, self._purse.room)
+        self._line = max(1, len(item.data) // max(1, item.data.count(b"\n")))
         if size:
             head = dataclasses.replace(item, data=item.data[:size])
-            for budget in self._budgets:
-                budget.take(cost(head.data))
+            self._purse.pay(cost(head.data))
             await self._copy(head)
         return dataclasses.replace(item, offset=item.offset + size, data=item.data[size:])
 
     def _target(self, item: Chunk, ended: asyncio.Event) -> int:
         """The newest offset from which the rest can be afforded, if its lines are as long as this
         chunk's; this chunk's if all of it can."""
-        room = min(budget.left for budget in self._budgets)
+        room = self._purse.room
         if ended.is_set():
             room = max(room, LAST_BYTES)
         count = self._log.size - item.offset

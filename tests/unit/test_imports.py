@@ -56,7 +56,18 @@ SERVER = (
     ("journal", "events", "results", "troubles"),
     ("patience",),
     ("launcher", "ctl", "units", "load"),
-    ("records", "logs", "access", "limits", "admission", "ending", "audit", "counts", "host"),
+    (
+        "records",
+        "logs",
+        "access",
+        "limits",
+        "admission",
+        "ending",
+        "audit",
+        "counts",
+        "host",
+        "budgets",
+    ),
 )
 NOUNS = ("host", "journal", "records")
 

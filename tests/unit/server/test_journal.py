@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from joblet.errors import JobletError, Unavailable
 from joblet.server import journal
+from joblet.server.budgets import Budget, Shared
 from joblet.server.journal import (
     BATCH_BYTES,
     ENTRY_BYTES,
@@ -25,7 +26,6 @@ from joblet.server.journal import (
     LATE_US,
     MAX_LINE,
     READ_BYTES,
-    Budget,
     Channel,
     Copier,
     LineSplitter,
@@ -103,33 +103,7 @@ def test_a_line_just_as_long_as_it_may_be_is_not_cut() -> None:
     assert splitter.feed(b"\n") == b"x" * MAX_LINE + b"\n"
 
 
-# -- the budget ------------------------------------------------------------------------------------
-
-
-def test_a_budget() -> None:
-    now = [0.0]
-    budget = Budget(10, 100, lambda: now[0])
-    assert budget.take(100)
-    assert not budget.take(1)
-    now[0] = 1.0
-    assert not budget.take(11)  # and takes nothing of what is there
-    assert budget.take(10)
-    assert not budget.take(1)
-    now[0] = 1000.0
-    assert not budget.take(101)  # never more than the burst
-    assert budget.take(100)
-
-
-@given(st.lists(st.tuples(st.floats(0, 5), st.integers(0, 200)), max_size=30))
-def test_a_budget_is_never_exceeded(steps: list[tuple[float, int]]) -> None:
-    now = 0.0
-    budget = Budget(10, 100, lambda: now)
-    taken = 0
-    for pause, size in steps:
-        now += pause
-        if budget.take(size):
-            taken += size
-        assert taken <= 100 + 10 * now + 1e-6
+# -- what lines cost -------------------------------------------------------------------------------
 
 
 @given(st.binary(max_size=60), st.integers(0, 40 * ENTRY_BYTES))
@@ -247,7 +221,7 @@ def copied(
             cast(Channel, made),
             rate=rate,
             burst=burst,
-            of_all=Budget(*(of_all or (1e12, 1e12)), lambda: 0.0),
+            of_all=Shared(Budget(*(of_all or (1e12, 1e12)), lambda: 0.0)),
             clock=lambda: next(ticks) * seconds,
             wall_us=lambda: wall_us,
         )
@@ -448,7 +422,7 @@ def test_a_real_log_and_a_link_that_breaks(tmp_path: Path) -> None:
             os.close(write)
             await log.wait_ended()
             ended = asyncio.Event()
-            budget = Budget(1 << 20, 1 << 20, lambda: 0.0)
+            budget = Shared(Budget(1 << 20, 1 << 20, lambda: 0.0))
             copier = Copier(
                 cast(Channel, w.init), rate=1 << 20, burst=1 << 20, of_all=budget, wall_us=lambda: 0
             )
