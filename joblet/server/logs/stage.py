@@ -13,6 +13,7 @@ neither, and the next one goes on from both.
     <spill>/<job id>/out.z, err.z    the same, moved to a disk with room
     <stage>/<job id>/spill       a symbolic link to that directory, made before anything is moved
                                  there: a later server may be configured to spill elsewhere
+    <stage>/<job id>/out.moved, err.moved    a byte for each block, not 0 if it was moved there
 
 What is stored is punched out of the files, and a log without anything staged has no directory.
 
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from joblet.server.logs import format as fmt
-from joblet.server.logs.files import INDEX_NAME, FileCache, LogFiles
+from joblet.server.logs.files import INDEX_NAME, FileCache, LogFiles, write_all
 from joblet.server.logs.frames import BLOCK_BYTES, PAGE_BYTES, Frames
 from joblet.server.logs.segments import STREAM_NAMES
 from joblet.server.logs.syscalls import punch
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 _FRAMES: Final = ".z"
 _SPILLED: Final = "spill"
+_MOVED: Final = ".moved"
 
 
 class Shelf(enum.Enum):
@@ -158,6 +160,8 @@ class StagedLog:
         self._lock = threading.Lock()
         # Of each stream: where the packed blocks lie, and the room that they take in the stage.
         self._packed: dict[int, dict[int, tuple[Frames, int]]] = {s: {} for s in STREAM_NAMES}
+        # Blocks that a killed server has moved to where they are not any more.
+        self._gone: dict[int, set[int]] = {s: set() for s in STREAM_NAMES}
         self._freed = dict.fromkeys(STREAM_NAMES, 0)  # the position before which all is freed
         self._next = dict.fromkeys(STREAM_NAMES, 0)  # the block that is to be packed next
         # Blocks with holes: ranges, in order.
@@ -179,6 +183,25 @@ class StagedLog:
                 for block in frames.blocks():
                     if frames.read(block) is not None:
                         self._packed[stream][block] = frames, 0
+        for stream, name in STREAM_NAMES.items():
+            for block in self._moved(name):
+                # killed between the two, it has left the block here as well
+                if block not in self._packed[stream] and not self._is_here(stream, block):
+                    self._gone[stream].add(block)
+
+    def _moved(self, name: str) -> list[int]:
+        try:
+            with self.files.reading(f"{name}{_MOVED}") as fd:
+                marks = os.pread(fd, os.fstat(fd).st_size, 0)
+        except FileNotFoundError:
+            return []
+        return [block for block, mark in enumerate(marks) if mark]
+
+    def _is_here(self, stream: int, block: int) -> bool:
+        """Whether a block's bytes are those of the job. What is punched out is read as zeros, and
+        with large pages need not be a hole."""
+        raw = self.files.get(STREAM_NAMES[stream])
+        return any(os.pread(raw, BLOCK_BYTES, block * BLOCK_BYTES))
 
     def index(self) -> int:
         return self.files.index(create=True)
@@ -213,6 +236,8 @@ class StagedLog:
         """The position of the first byte from this one on that was not freed (or lies in a page
         with one that was not); the end if there is none."""
         found = self._next_raw(stream, position)
+        while found // BLOCK_BYTES in self._gone[stream]:
+            found = self._next_raw(stream, (found // BLOCK_BYTES + 1) * BLOCK_BYTES)
         ends = (block + 1 for block in self._packed[stream])
         first = min((end * BLOCK_BYTES for end in ends if end * BLOCK_BYTES > position), default=0)
         return min(found, max(position, first - BLOCK_BYTES)) if first else found
@@ -222,13 +247,14 @@ class StagedLog:
         those in a page with one that was not), or moved to where nobody finds it."""
         while position < end:
             block = position // BLOCK_BYTES
-            if block in self._packed[stream]:
-                position = (block + 1) * BLOCK_BYTES
-                continue
-            hole = os.lseek(self.files.get(STREAM_NAMES[stream]), position, os.SEEK_HOLE)
-            if hole == position:
+            behind = (block + 1) * BLOCK_BYTES
+            if block in self._gone[stream]:
                 break
-            position = hole
+            if block not in self._packed[stream]:
+                hole = os.lseek(self.files.get(STREAM_NAMES[stream]), position, os.SEEK_HOLE)
+                if hole < min(end, behind):
+                    return hole
+            position = behind
         return min(position, end)
 
     def _next_raw(self, stream: int, position: int) -> int:
@@ -367,6 +393,9 @@ class StagedLog:
             if spilled and not self._linked:
                 self._link(frames.path.parent)
             room = frames.write(block, data, step, always=spilled)
+            if spilled:
+                step("overflow:spilled")
+                self._mark(stream, block)
         except OSError:
             if self.files.dropped:  # all of it was stored meanwhile
                 self._unused(frames, block)
@@ -398,8 +427,9 @@ class StagedLog:
         frames.remove()
         with contextlib.suppress(OSError):
             frames.path.parent.rmdir()
-        with contextlib.suppress(OSError):  # who removed it may not have seen it
-            (self.files.path / _SPILLED).unlink()
+        with contextlib.suppress(OSError):  # who removed the others may not have seen these
+            for own in (_SPILLED, *(f"{name}{_MOVED}" for name in STREAM_NAMES.values())):
+                (self.files.path / own).unlink(missing_ok=True)
             self.files.path.rmdir()
 
     def _link(self, spill: Path) -> None:
@@ -407,6 +437,15 @@ class StagedLog:
         with contextlib.suppress(FileExistsError):
             (self.files.path / _SPILLED).symlink_to(spill.absolute())
         self._linked = True
+
+    def _mark(self, stream: int, block: int) -> None:
+        """Say that a block is moved, before its own room is freed."""
+        path = self.files.path / f"{STREAM_NAMES[stream]}{_MOVED}"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            write_all(fd, b"\1", block)
+        finally:
+            os.close(fd)
 
     def _frames(self, stream: int, shelf: Shelf) -> Frames | None:
         path = self.files.path if shelf is Shelf.STAGE else self._spill
@@ -425,7 +464,8 @@ class StagedLog:
         for stream, name in STREAM_NAMES.items():
             if (spilled := self._frames(stream, Shelf.SPILL)) is not None:
                 spilled.remove()
-            (self.files.path / f"{name}{_FRAMES}").unlink(missing_ok=True)
+            for own in (_FRAMES, _MOVED):
+                (self.files.path / f"{name}{own}").unlink(missing_ok=True)
         for name in (_SPILLED, *STREAM_NAMES.values(), INDEX_NAME):
             (self.files.path / name).unlink(missing_ok=True)
         for path in (self._spill, self.files.path):

@@ -110,7 +110,7 @@ async def serve(
         sync_s=plan.get("sync", 1.0),
         strategy=plan.get("strategy", "compress"),
         on_full=plan.get("on_full", "block"),
-        spill=directory / "spill",
+        spill=directory / plan.get("spill", "spill"),
         spare=lambda: 0,
         disk_is_slow=lambda: True,
         step=step,
@@ -279,6 +279,8 @@ def main() -> None:
         if rest and number == rest:
             os.waitpid(producer, 0)
             keep_rest(directory, sources)
+        if spills := plan.get("spills"):
+            plan["spill"] = spills[number % len(spills)]
         survived.append(run_server(directory, sources, plan, kill, gone))
     if plan["blocks"] is None:
         os.kill(producer, signal.SIGTERM)

@@ -45,7 +45,7 @@ REST_STEPS = (
 )
 OVERFLOW_STEPS = {
     "compress": ("overflow:body", "overflow:framed", "overflow:packed"),
-    "spill": ("overflow:body", "overflow:framed", "overflow:packed"),
+    "spill": ("overflow:body", "overflow:spilled", "overflow:framed", "overflow:packed"),
     "sample": ("overflow:left-out",),
 }
 # The disk cannot keep up with the job, and the stage is small.
@@ -122,11 +122,14 @@ def test_killed_while_it_syncs(tmp_path: Path) -> None:
 )
 def test_killed_while_the_stage_is_nearly_full(tmp_path: Path, strategy: str, step: str) -> None:
     kills = [[step, 1], [step, 2], ["store:freed", 2], [step, 7], ["recovery:stored", 1]]
-    result = _drive(tmp_path, blocks=1500, kills=kills, strategy=strategy, **SLOW)
+    # each server spills to another directory than the one before
+    spills = ["spill", "other"]
+    result = _drive(tmp_path, blocks=1500, kills=kills, strategy=strategy, spills=spills, **SLOW)
     assert not result["survived"][0]
     assert set(result["left_out"]) == ({"sampled"} if strategy == "sample" else set())
     assert not (tmp_path / "stage" / "job").exists()
     assert not (tmp_path / "spill" / "job").exists()
+    assert not (tmp_path / "other" / "job").exists()
 
 
 @pytest.mark.parametrize("strategy", [*OVERFLOW_STEPS, "alert"])

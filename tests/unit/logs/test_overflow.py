@@ -20,7 +20,7 @@ import pytest
 
 from joblet.config import ON_FULL, OVERFLOW_STRATEGIES
 from joblet.server.logs import ERR, OUT, Batching, Bounds, Chunk, Gap, GapKind, JobLog, LogStore
-from joblet.server.logs.frames import Frames
+from joblet.server.logs.frames import BLOCK_BYTES, Frames
 from joblet.server.logs.reader import Settings
 from joblet.server.logs.stage import Shelf
 from tests.unit.logs.support import Pipe, collect, run, running
@@ -417,6 +417,14 @@ class Killed:
         frames = Frames(self.spill / "job/out.z")
         return sum(len(frames.read(block) or b"") for block in frames.blocks())
 
+    def fill_holes(self) -> None:
+        """As the kernel does that cannot split a large page: there are zeros, and no hole."""
+        raw = self.stage / "job/out"
+        blocks = Frames(self.spill / "job/out.z").blocks()
+        with raw.open("r+b") as file:
+            for block in blocks:
+                os.pwrite(file.fileno(), bytes(BLOCK_BYTES), block * BLOCK_BYTES)
+
     def check(self, *, spill: Path | None, lost: int) -> None:
         """By a server that is configured to spill there: all is as it was said, but for gaps of
         so many bytes. It is asked twice, before and after it has begun anew."""
@@ -455,12 +463,19 @@ def test_what_was_spilled_is_found_though_another_directory_is_configured(
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("other", [True, False])
+@pytest.mark.parametrize(("other", "large_pages"), [(True, False), (False, False), (True, True)])
 def test_what_was_spilled_and_is_gone_is_a_gap(
-    tmp_path: Path, stage: Path, caplog: pytest.LogCaptureFixture, *, other: bool
+    tmp_path: Path,
+    stage: Path,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    other: bool,
+    large_pages: bool,
 ) -> None:
     killed = Killed(tmp_path, stage)
     lost = killed.put_back()
+    if large_pages:
+        killed.fill_holes()
     killed.spill.rename(tmp_path / "unmounted")
     killed.check(spill=tmp_path / "other" if other else None, lost=lost)
     [told] = caplog.records
