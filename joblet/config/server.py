@@ -156,7 +156,7 @@ class LimitPolicy:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Buffers:
     # At most this much output in one message; clients refuse messages of 4 MiB and more.
-    chunk_bytes: int = setting("chunk_size", Size(4096, (4 << 20) - 65536), 1 << 20)
+    chunk_bytes: int = setting("chunk_size", Size(4096, (4 << 20) - 65536), 512 << 10)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from joblet.config import Loaded, LogPersistence, ServerConfig
 from joblet.errors import Internal, JobletError
 from joblet.metrics import Registry
 from joblet.model import Limits
-from joblet.server import access, events
+from joblet.server import access, allocator, events
 from joblet.server.budgets import Budget, Shared
 from joblet.server.counts import JobCounts
 from joblet.server.host import Host
@@ -73,6 +73,7 @@ CALLS_S: Final = 1.0  # that calls under way have when the server stops
 
 
 def main(environ: Mapping[str, str]) -> int:
+    allocator.keep_spare()
     path = config.find(environ, cwd=Path.cwd())
     loaded = config.load(path, environ=environ, machine_id=config.read_machine_id())
     setup(loaded.config.logging.level, loaded.config.logging.format, "joblet", environ=environ)

@@ -67,6 +67,7 @@ SERVER = (
         "counts",
         "host",
         "budgets",
+        "allocator",
     ),
 )
 NOUNS = ("host", "journal", "records")

@@ -21,6 +21,8 @@ INT32: Final = 2**31 - 1
 MAX_US: Final = 2**53  # later times are no times
 INT64: Final = 2**63 - 1
 MAX_TIMEOUT_US: Final = 366 * 86_400_000_000
+# DataChunk.payload in the wire format: field 1, of the kind that has a length.
+_PAYLOAD: Final = bytes([pb.DataChunk.PAYLOAD_FIELD_NUMBER << 3 | 2])
 
 # fields of a request that a client may set and this server does not serve
 NOT_SERVED: Final[Mapping[str, str]] = {
@@ -261,7 +263,9 @@ def selection(request: pb.GetJobLogsRequest) -> Selection:
     )
 
 
-def chunk(piece: Piece) -> pb.DataChunk:
+def chunk(piece: Piece) -> pb.DataChunk | bytes:
+    """Bytes of a log come encoded, which copies them once; a message and its SerializeToString
+    would do it three times."""
     item = piece.item
     if item is None:
         return pb.DataChunk(offset_end=piece.offset_end)
@@ -276,13 +280,22 @@ def chunk(piece: Piece) -> pb.DataChunk:
     if piece.arrivals:
         at, times = zip(*piece.arrivals, strict=True)
         arrivals = pb.Arrivals(at=at, time_us=times)
-    return pb.DataChunk(
-        payload=item.data,
+    rest = pb.DataChunk(
         offset_end=piece.offset_end,
         stream=item.stream,
         time_us=item.time_us,
         arrivals=arrivals,
     )
+    return b"".join((_PAYLOAD, _varint(len(item.data)), item.data, rest.SerializeToString()))
+
+
+def _varint(number: int) -> bytes:
+    """protobuf.dev/programming-guides/encoding"""
+    made = bytearray()
+    while number > 0x7F:
+        made.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*made, number])
 
 
 def timestamp(us: int) -> str:

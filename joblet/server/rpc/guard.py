@@ -53,7 +53,7 @@ class Caller:
 # A long answer may come encoded, so that the event loop does not do it in one go.
 Answer = Message | bytes
 Unary = Callable[[Any, Caller], Awaitable[Answer]]
-Stream = Callable[[Any, Caller], AsyncGenerator[Message, None]]
+Stream = Callable[[Any, Caller], AsyncGenerator[Answer, None]]
 
 
 def handlers(

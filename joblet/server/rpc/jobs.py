@@ -88,7 +88,7 @@ class JobService:
 
     async def logs(
         self, request: pb.GetJobLogsRequest, caller: Caller
-    ) -> AsyncGenerator[pb.DataChunk, None]:
+    ) -> AsyncGenerator[pb.DataChunk | bytes, None]:
         """History and live in one; ends behind the explicit end of the log, when the record is
         final."""
         job = await self._supervisor.get(request.uuid)

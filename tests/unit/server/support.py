@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import pytest
+from google.protobuf.message import Message
 
 from joblet.errors import NotFound
 from joblet.launch.plan import Plan
@@ -27,6 +28,7 @@ from joblet.server.logs import Chunk, Gap, JobLog, LogMetrics, LogStore, core, r
 from joblet.server.logs import Settings as ReaderSettings
 from joblet.server.records import Records
 from joblet.server.supervisor import Settings, Supervisor
+from joblet_pb import joblet_pb2 as pb
 from tests.unit.server.pid1 import Init, Pid1
 
 NOTHING: Final = Limits()
@@ -85,6 +87,12 @@ def run(main: Callable[[], Awaitable[Any]]) -> Any:
         return await asyncio.wait_for(main(), 40)
 
     return asyncio.run(bounded())
+
+
+def decoded(answer: Message | bytes) -> pb.DataChunk:
+    """A chunk as the client sees it."""
+    encoded = answer if isinstance(answer, bytes) else answer.SerializeToString()
+    return pb.DataChunk.FromString(encoded)
 
 
 async def until(true: Callable[[], object]) -> None:

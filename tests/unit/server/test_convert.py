@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from joblet.config import duration_us
 from joblet.errors import InvalidArgument, Unimplemented
 from joblet.model import JOURNALD, End, Job, JobSpec, JobState, Limits, Reason
+from joblet.server.logs import Chunk, Piece
 from joblet.server.rpc import convert
-from joblet.server.rpc.convert import INT32, MIB, SECRET, duration, timestamp
+from joblet.server.rpc.convert import INT32, INT64, MIB, SECRET, duration, timestamp
 from joblet_pb import joblet_pb2 as pb
-from tests.unit.server.support import job, job_id
+from tests.unit.server.support import decoded, job, job_id
 
 ZONES = ("UTC", "Europe/Berlin", "America/St_Johns", "Asia/Kolkata", "Pacific/Kiritimati")
 
@@ -269,3 +270,24 @@ def test_durations(us: int, text: str) -> None:
 def test_durations_are_read_back(us: int) -> None:
     assert duration_us(duration(us) or "0") == us
     assert convert.spec(pb.RunJobRequest(timeout=duration(us))).timeout_us == us
+
+
+@given(
+    st.one_of(st.binary(min_size=1, max_size=300), st.just(b"x" * 300_000)),
+    st.integers(0, INT64),
+    st.integers(1, 2),
+    st.integers(0, INT64),
+    st.lists(st.tuples(st.integers(0, INT32), st.integers(0, INT64)), max_size=3),
+)
+def test_a_chunk_is_encoded_as_protobuf_does(
+    data: bytes, end: int, stream: int, time_us: int, arrivals: list[tuple[int, int]]
+) -> None:
+    at, times = [at for at, _ in arrivals], [us for _, us in arrivals]
+    piece = Piece(Chunk(0, data, stream, time_us), end, tuple(arrivals))
+    assert decoded(convert.chunk(piece)) == pb.DataChunk(
+        payload=data,
+        offset_end=end,
+        stream=stream,
+        time_us=time_us,
+        arrivals=pb.Arrivals(at=at, time_us=times) if arrivals else None,
+    )

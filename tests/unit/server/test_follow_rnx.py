@@ -25,7 +25,7 @@ from rnx.follow import Log, Patience
 from rnx.selection import Selection
 from tests.unit.logs.naive import LOG, Said, Shown, filled, naively, placed, select, selections
 from tests.unit.server.grpc_support import OURS, authority, client_pair
-from tests.unit.server.support import job_id, run, until
+from tests.unit.server.support import decoded, job_id, run, until
 from tests.unit.server.test_rpc_jobs import flooded, served
 
 
@@ -55,7 +55,7 @@ class Jobs:
         selected = select(self._core, wanted, self._max_bytes)
         begin = await selected.open()
         answers = [pb.DataChunk(offset_end=begin, begin=True)] if wanted.narrow else []
-        return answers + [convert.chunk(piece) async for piece in selected]
+        return answers + [decoded(convert.chunk(piece)) async for piece in selected]
 
     def job_status(self, uuid: str) -> pb.GetJobStatusResponse:
         return pb.GetJobStatusResponse(status="COMPLETED")

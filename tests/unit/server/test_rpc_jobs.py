@@ -28,6 +28,7 @@ from tests.unit.server.pid1 import Pid1
 from tests.unit.server.support import (
     World,
     all_jobs,
+    decoded,
     job,
     job_id,
     log_metrics,
@@ -346,7 +347,7 @@ def test_the_end_is_not_claimed_by_who_has_not_read_it(tmp_path: Path) -> None:
             )
             request = pb.GetJobLogsRequest(uuid=job_id(1), no_follow=True)
             answers = jobs.logs(request, Caller())  # type: ignore[arg-type]
-            first = await anext(answers)
+            first = decoded(await anext(answers))
             w.pid1().say(b"behind")
             w.pid1().end(code=0)
             await log.wait_ended()
@@ -643,7 +644,7 @@ def test_who_follows_a_log_hears_that_it_is_deleted(tmp_path: Path) -> None:
                 metrics=log_metrics(),
             )
             answers = jobs.logs(pb.GetJobLogsRequest(uuid=job_id(1)), Caller())  # type: ignore[arg-type]
-            assert (await anext(answers)).payload == b"0123"
+            assert decoded(await anext(answers)).payload == b"0123"
             await call(client, DELETE, pb.DeleteJobRequest(uuid=job_id(1)))
             with pytest.raises(NotFound, match="it was removed"):
                 await anext(answers)
