@@ -11,6 +11,7 @@ from joblet.server import audit
 from joblet.server.journal_log import JournalLogs
 from joblet.server.logs import LogMetrics
 from joblet.server.rpc import convert
+from joblet.server.rpc.ahead import one_ahead
 from joblet.server.rpc.guard import Caller, Stream, Unary
 from joblet.server.rpc.listing import Listing
 from joblet.server.supervisor import Supervisor
@@ -110,8 +111,9 @@ class JobService:
             begin = await selected.open()
             if wanted.narrow:
                 yield pb.DataChunk(offset_end=begin, begin=True)
-            async for piece in selected:
-                yield convert.chunk(piece)
+            async with contextlib.aclosing(one_ahead(selected.read)) as pieces:
+                async for piece in pieces:
+                    yield convert.chunk(piece)
         # (one that was not to follow may have stopped before the end that has come meanwhile)
         if log.ended and selected.offset >= log.size:
             # who asks for the status now must hear how it ended
