@@ -25,6 +25,8 @@ TOOLS = CACHE / "venv" / "bin"
 STUBS = ROOT / "build" / "stubs"
 PYTHON = str(TOOLS / "python")
 PYTEST = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+# how long the slowest of the machine tests took
+SLOW = ["--durations=20", "--durations-min=5"]
 TREES = ["joblet", "rnx", "tests", "tools", "setup.py", "packaging"]
 
 # what people read
@@ -101,7 +103,7 @@ def unit() -> list[Check]:
 
 def machine() -> list[Check]:
     return [
-        ("machine tests", [*PYTEST, "-n", "2", "--dist", "loadgroup", "tests/machine"]),
+        ("machine tests", [*PYTEST, "-n", "2", "--dist", "loadgroup", *SLOW, "tests/machine"]),
     ]
 
 
