@@ -5,10 +5,10 @@ A page is in order of creation, whichever way the pages go. A token names the la
 its number, which no other job ever gets: jobs that come and go between two pages neither move a
 page nor double a job.
 
-Most of a long list has ended and does not change any more, so it is kept as it was encoded for the
-list before, and neither read nor encoded again; what is made anew is made in slices, with other
-work between them. The answer is put together from its parts: a message is its parts one behind the
-other.
+Most of a long list is as it was in the list before, because the job has ended, or just goes on. So
+it is kept as it was encoded, and neither read nor encoded again; what is made anew is made in
+slices, with other work between them. The answer is put together from its parts: a message is its
+parts one behind the other.
 """
 
 import asyncio
@@ -18,9 +18,10 @@ import contextlib
 import struct
 import zlib
 from collections.abc import AsyncGenerator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from joblet.errors import InvalidArgument
+from joblet.model import Job
 from joblet.server.records import LAST
 from joblet.server.rpc import convert
 from joblet.server.supervisor import Supervisor
@@ -41,14 +42,21 @@ _NEWEST_FIRST: Final = 1
 _OLDEST_FIRST: Final = 2
 
 
+class Part(NamedTuple):
+    """A job as it is in the answer, encoded; and what it was made of, None if it has ended."""
+
+    encoded: bytes
+    job: Job | None
+
+
 class Listing:
     """For one server, whose node id stands in every job."""
 
     def __init__(self, supervisor: Supervisor, *, node_id: str) -> None:
         self._supervisor = supervisor
         self._node_id = node_id
-        # Jobs that have ended, by their ids, as in the last first page of either order.
-        self._kept: dict[bool, dict[str, bytes]] = {}
+        # By the jobs' ids, as in the last first page of either order.
+        self._kept: dict[bool, dict[str, Part]] = {}
 
     async def page(self, request: pb.EmptyRequest) -> bytes:
         """pb.Jobs, encoded. Raises InvalidArgument for a size or a token that is none."""
@@ -58,22 +66,22 @@ class Listing:
             raise InvalidArgument(WHAT, f"page_size is negative: {request.page_size}")
         most = request.page_size or LAST
         parts: list[bytes] = []
-        ended: dict[str, bytes] = {}
+        kept: dict[str, Part] = {}
         size, more = 0, False
         jobs = self._encoded(cursor, most, newest_first=newest_first)
         async with contextlib.aclosing(jobs):
-            async for number, job_id, part, final in jobs:
+            async for number, job_id, part in jobs:
                 # (a page without any job would be the last one)
-                more = len(parts) == most or (size + len(part) > MAX_BYTES and bool(parts))
+                length = len(part.encoded)
+                more = len(parts) == most or (size + length > MAX_BYTES and bool(parts))
                 if more:
                     break
-                size += len(part)
-                parts.append(part)
+                size += length
+                parts.append(part.encoded)
                 cursor = number
-                if final:
-                    ended[job_id] = part
+                kept[job_id] = part
         if not request.page_token and not request.page_size:
-            self._kept[newest_first] = ended
+            self._kept[newest_first] = kept
         if newest_first:
             parts.reverse()
         if more:
@@ -83,9 +91,8 @@ class Listing:
 
     async def _encoded(
         self, cursor: int, most: int, *, newest_first: bool
-    ) -> AsyncGenerator[tuple[int, str, bytes, bool], None]:
-        """Number, id, encoded in a pb.Jobs of its own, and whether it has ended, of up to one job
-        more than `most`."""
+    ) -> AsyncGenerator[tuple[int, str, Part], None]:
+        """Number, id, and part of the answer, of up to one job more than `most`."""
         left = most + 1
         while left > 0:
             wanted = min(HEADS, left)
@@ -95,24 +102,31 @@ class Listing:
                 parts = await self._parts([job_id for _, job_id in some])
                 for number, job_id in some:
                     if job_id in parts:  # else it was deleted meanwhile
-                        yield number, job_id, *parts[job_id]
+                        yield number, job_id, parts[job_id]
             if len(heads) < wanted:
                 return
             cursor = heads[-1][0]
             left -= wanted
 
-    async def _parts(self, ids: Sequence[str]) -> dict[str, tuple[bytes, bool]]:
-        parts: dict[str, tuple[bytes, bool]] = {}
-        for kept in self._kept.values():
-            parts |= {job_id: (kept[job_id], True) for job_id in ids if job_id in kept}
-        living = [self._supervisor.living(job_id) for job_id in ids if job_id not in parts]
-        jobs = [job for job in living if job is not None]
-        unknown = set(ids) - parts.keys() - {job.id for job in jobs}
+    async def _parts(self, ids: Sequence[str]) -> dict[str, Part]:
+        parts: dict[str, Part] = {}
+        jobs: list[Job] = []
+        unknown: list[str] = []
+        for job_id in ids:
+            living = self._supervisor.living(job_id)
+            part = next((kept[job_id] for kept in self._kept.values() if job_id in kept), None)
+            # a job that changes is another object
+            if part is not None and (part.job is None or part.job is living):
+                parts[job_id] = part
+            elif living is not None:
+                jobs.append(living)
+            else:
+                unknown.append(job_id)
         if unknown:
             jobs += (await self._supervisor.load(unknown)).values()
         for made, job in enumerate(jobs, 1):
             one = pb.Jobs(jobs=[convert.listed(job, self._node_id)])
-            parts[job.id] = one.SerializeToString(), job.final
+            parts[job.id] = Part(one.SerializeToString(), None if job.final else job)
             if made % SLICE == 0:
                 await asyncio.sleep(0)
         return parts

@@ -14,7 +14,7 @@ import pytest
 from joblet.errors import InvalidArgument
 from joblet.model import Job, JobSpec, JobState
 from joblet.server.records import LAST, Records
-from joblet.server.rpc import listing
+from joblet.server.rpc import convert, listing
 from joblet.server.rpc.listing import Listing, number_of, token
 from joblet_pb import joblet_pb2 as pb
 from tests.unit.server.grpc_support import call, channel, failure, serving
@@ -217,6 +217,39 @@ def test_a_job_that_is_deleted_while_it_is_listed(
 
             patch.setattr(Records, "load", late)
             assert await client.numbers() == ([1, 2, 4, 5], "")
+
+    run(main)
+
+
+def test_a_job_that_lives_is_encoded_when_it_changes(
+    tmp_path: Path, patch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    listed = convert.listed
+
+    def counted(job: Job, node_id: str) -> pb.Job:
+        encoded.append(job.state)
+        return listed(job, node_id)
+
+    async def main() -> None:
+        async with world(tmp_path) as w:
+            w.init.started = Pid1.start
+            made = supervisor(w)
+            client = Client(Listing(made, node_id="n"))
+            job = await made.run(JobSpec("true"), by="me")
+            patch.setattr(convert, "listed", counted)
+            first = await client.page()
+            assert encoded == ["RUNNING"]
+            assert await client.page() == first
+            assert await client.page(oldest_first=True) == first
+            assert encoded == ["RUNNING"]
+            w.pid1().end(code=3)
+            await made.wait_ended(job.id)
+            [one] = (await client.page()).jobs
+            assert (one.status, one.exit_code) == ("FAILED", 3)
+            await client.page()
+            assert encoded == ["RUNNING", "FAILED"]
+            await made.close()
 
     run(main)
 
