@@ -4,7 +4,6 @@
 The rest of the server uses the names below; the modules behind them are this package's own.
 """
 
-from joblet.server.logs.core import Chunk, Gap
 from joblet.server.logs.follower import Follower
 from joblet.server.logs.format import ERR, OUT, GapKind
 from joblet.server.logs.joblog import JobLog
@@ -14,6 +13,7 @@ from joblet.server.logs.reader import Settings
 from joblet.server.logs.selection import Piece, SelectedLog, Selection
 from joblet.server.logs.stage import Bounds
 from joblet.server.logs.store import LogStore
+from joblet.server.logs.view import Chunk, Gap
 from joblet.server.logs.writer import Batching
 
 __all__ = [

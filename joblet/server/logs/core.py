@@ -1,37 +1,34 @@
 # SPDX-License-Identifier: MIT
-"""A log's state and files, for the threads that write and read it. Everything here may block.
+"""A log's state and files, for the threads that fill them. Everything here may block.
 
 Invariants: of stream S, `written[S]` bytes have come, put into the stage by the stream's one writer
 (its reader thread, or an import while no pipe is attached); `state.held[S]` of them are entered,
 and nobody reads the others; `stored[S]` of these are in its segments. A record is counted in only
 after it was written whole, under `lock`, into the stage's index; the first `stored_records` are in
-that on the disk. Both counts grow before what they count is freed in the stage: who has read there
-looks at them again.
+that on the disk. Both counts grow before what they count is freed in the stage: a view, which has
+looked there without the lock, looks at them again.
 
-Must not import anything of joblet but joblet.errors and its neighbours blocks, format, files, mask,
-overflow, recovery, segments, stage.
+Must not import anything of joblet but joblet.errors and its neighbours blocks, files, format,
+frames, overflow, recovery, segments, stage.
 """
 
 import asyncio
 import collections
 import contextlib
 import dataclasses
-import enum
 import errno
-import itertools
 import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
-from joblet.errors import FailedPrecondition, Internal, JobletError
+from joblet.errors import FailedPrecondition, JobletError
 from joblet.server.logs import format as fmt
-from joblet.server.logs.blocks import BLOCK_BYTES, Missing
+from joblet.server.logs.blocks import BLOCK_BYTES
 from joblet.server.logs.files import INDEX_NAME, LogFiles, sync_directory, write_all
 from joblet.server.logs.format import GapKind, IndexState, Kind, Record
 from joblet.server.logs.frames import BLOCK_BYTES as STAGE_BLOCK_BYTES
-from joblet.server.logs.mask import Mask, stars
 from joblet.server.logs.overflow import Policy
 from joblet.server.logs.recovery import append, unknown_gap
 from joblet.server.logs.segments import Segments
@@ -41,56 +38,8 @@ log = logging.getLogger(__name__)
 
 # The stage's room is given back after so many bytes were stored.
 _FREE_BYTES: Final = 1 << 20
-# Records read at once: few at first, because a follower at the end wants one or two.
-_FIRST_RECORDS = 32
-_MORE_RECORDS = 2048
-# What expired is one gap, of at most so many records: a reader that meets it waits for that.
-_EXPIRED_RECORDS = 8192
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Chunk:
-    """Bytes of one stream; `data[0]` has the log offset `offset`."""
-
-    offset: int
-    data: bytes
-    stream: int
-    time_us: int  # when the first of them was entered
-
-    @property
-    def offset_end(self) -> int:
-        return self.offset + len(self.data)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Gap:
-    """Log offsets without bytes: `bytes` of them are missing, None if nobody knows how many."""
-
-    offset: int
-    kind: GapKind
-    bytes: int | None
-    stream: int  # 0 if it concerns the whole log
-    time_us: int
-    offset_end: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Place:
-    """A log offset and the number of a record at or before it, from which to look for it."""
-
-    offset: int
-    record: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Span:
-    """The log offsets of one record, from `place` on: bytes of a stream, or a gap."""
-
-    place: Place
-    offset_end: int
-    stream: int
-    time_us: int  # when it was entered
-    gap: bool
+# Records that are copied to the disk at once.
+_COPIED_RECORDS: Final = 2048
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -118,15 +67,6 @@ class Unsynced:
         except FileNotFoundError:
             if not self.files.dropped:
                 raise
-
-
-class Held(enum.Enum):
-    """Instead of what stands at an offset: not to be read yet."""
-
-    HELD = enum.auto()
-
-
-HELD: Final = Held.HELD
 
 
 class LogCore:
@@ -161,7 +101,6 @@ class LogCore:
         self.stored_records = state.records
         self.lock = threading.RLock()
         self.step = step
-        self.mask: Mask | None = None  # secrets that nobody reads; set before anybody reads
         self.pending = False  # the writer knows that something is to be stored
         self.waiting: frozenset[int] = frozenset()  # streams left unread for want of room
         self.policy: Policy = policy  # what to do when the stage is nearly full
@@ -365,7 +304,7 @@ class LogCore:
                 self._store_stream(stream, held[stream])
         first = number = self.stored_records
         while number < records:
-            raw = self.staged.read_index(number, min(_MORE_RECORDS, records - number))
+            raw = self.staged.read_index(number, min(_COPIED_RECORDS, records - number))
             if not raw:
                 raise OSError(errno.EIO, f"record {number} is not in the stage")
             write_all(self.files.index(), raw, number * fmt.RECORD_BYTES)
@@ -485,7 +424,7 @@ class LogCore:
         return 1 + sum(segments.unsynced for segments in self.segments.values())
 
     @contextlib.contextmanager
-    def syncing(self) -> Iterator["Unsynced"]:
+    def syncing(self) -> Iterator[Unsynced]:
         """What is stored now: the block makes it durable, or raises OSError.
 
         The log is clean then if all that it was told is stored. One block at a time; nobody but
@@ -548,182 +487,9 @@ class LogCore:
         with self._storing, self.pinned():
             self.segments[stream].publish(start, self.step)
 
-    def read(self, place: Place, max_bytes: int) -> tuple[Chunk | Gap, Place] | Held | None:
-        """What stands at an offset, up to `max_bytes` of one stream, and the place behind it.
-
-        None at the end of the log; HELD where a secret may have begun that the job goes on to
-        say: the next record decides. Raises OSError, and Internal if bytes are not there.
-        """
-        total = self.state.records
-        offset = place.offset
-        with self.pinned():
-            number = place.record or self._find(offset, total)
-            first: Record | None = None
-            gap: tuple[Gap, Place] | None = None
-            taken = 0
-            for record in self._records(number, total):
-                end = record.offset + record.span
-                if end > offset + taken:
-                    if first is None and record.kind is Kind.GAP:
-                        joined = _joined(gap[0] if gap else None, _gap(record, offset))
-                        if joined is None:
-                            break
-                        offset = end
-                        number += 1
-                        gap = joined, Place(offset, number)
-                        continue
-                    if gap is not None:
-                        break
-                    if first is None:
-                        first = record
-                    elif record.stream != first.stream or record.kind is not Kind.DATA:
-                        break
-                    taken = min(end - offset, max_bytes)
-                    if end - offset > max_bytes:
-                        break  # the next read begins within this record
-                number += 1
-                if taken == max_bytes:
-                    break
-            if gap is not None:
-                return gap
-            if first is None:
-                return None
-            position = first.arg + offset - first.offset
-            try:
-                data = self._bytes(first.stream, position, taken)
-            except Missing as missing:
-                if missing.expired:
-                    return self._expired(offset, total)
-                end = offset + missing.count
-                lost = Gap(offset, GapKind.LOST, missing.count, first.stream, first.time_us, end)
-                return lost, Place(end, 0)
-            if self.mask is not None:
-                shown = self._shown(self.mask, first.stream, position, offset, data)
-                if not shown:
-                    return HELD
-                number = number if len(shown) == len(data) else 0
-                data = shown
-        behind = Place(offset + len(data), number if len(data) == taken else 0)
-        return Chunk(offset, data, first.stream, first.time_us), behind
-
-    def _expired(self, offset: int, total: int) -> tuple[Gap, Place]:
-        """The gap of what retention has removed from `offset` on. Another one may follow: so much
-        is looked at and not more."""
-        end, time_us = offset, 0
-        streams: set[int] = set()
-        number = self._find(offset, total)
-        for record in itertools.islice(self._records(number, total), _EXPIRED_RECORDS):
-            if record.offset + record.span <= end:
-                continue
-            kept = record.offset + record.length
-            if record.kind is Kind.DATA:
-                kept = record.offset + self.segments[record.stream].expired - record.arg
-            if record.kind is not Kind.DATA or kept <= end:
-                break
-            time_us = time_us or record.time_us
-            streams.add(record.stream)
-            end = min(kept, record.offset + record.length)
-            if kept < record.offset + record.length:
-                break
-        stream = streams.pop() if len(streams) == 1 else fmt.ALL_STREAMS
-        return Gap(offset, GapKind.EXPIRED, end - offset, stream, time_us, end), Place(end, 0)
-
-    def _shown(self, mask: Mask, stream: int, position: int, offset: int, data: bytes) -> bytes:
-        """What a reader sees of bytes of a stream; less of them where a secret may have begun.
-
-        What may be the beginning of one is held back as long as the stream can go on and nothing
-        stands behind it. Where something does, readers must get past it: it is covered, even if
-        it turns out to be none.
-        """
-        with self.lock:
-            ended = stream in self.state.ended
-            held = self.state.held[stream]
-            size = self.state.size
-        end = position + len(data)
-        first = max(0, position - mask.reach)
-        before = self._before(stream, first, position)
-        after = self._behind(stream, end, min(held, end + mask.reach))
-        shown = mask.covered(before, data, after)
-        if ended or end + len(after) < held:
-            return shown
-        undecided = min(len(data), mask.open_tail(before + data + after) - len(after))
-        if undecided <= 0:
-            return shown
-        kept = shown[: len(data) - undecided]
-        if size - (offset + len(data)) == held - end:
-            return kept
-        return kept + stars(undecided)
-
-    def _bytes(self, stream: int, position: int, count: int) -> bytes:
-        """At least one byte of a stream, wherever they lie. Raises Missing, OSError."""
-        while True:
-            stored = self.stored[stream]
-            if position < stored:
-                return self.segments[stream].read(position, min(count, stored - position))
-            try:
-                data = self.staged.read(stream, position, count)
-            except FileNotFoundError:
-                data = b""
-            # what has been stored meanwhile may have been freed before it was read
-            if self.stored[stream] <= position:
-                if not data:
-                    raise Missing(count, "they are not in the stage")
-                return data
-
-    def _before(self, stream: int, begin: int, end: int) -> bytes:
-        """The bytes up to `end`, from `begin` on or from behind what cannot be read."""
-        found = bytearray()
-        while begin < end:
-            try:
-                found += (data := self._bytes(stream, begin, end - begin))
-                begin += len(data)
-            except Missing as missing:
-                found.clear()
-                begin += missing.count
-        return bytes(found)
-
-    def _behind(self, stream: int, begin: int, end: int) -> bytes:
-        """The bytes from `begin` on, up to `end` or to what cannot be read."""
-        found = bytearray()
-        with contextlib.suppress(Missing):
-            while begin < end:
-                found += (data := self._bytes(stream, begin, end - begin))
-                begin += len(data)
-        return bytes(found)
-
-    def place(self, offset: int) -> Place:
-        """Where to begin reading at `offset`; found when it is read."""
-        return Place(offset, 0)
-
     def now_us(self) -> int:
         """The clock that records are dated by."""
         return self._clock_us()
-
-    def spans(self, offset: int, end: int, most: int) -> list[Span]:
-        """The records that hold the offsets up to `end`, in order, at most `most`; raises as
-        `read` does."""
-        total = self.state.records
-        with self.pinned():
-            found = _spans(self._records, self._find(offset, total), total)
-            held = itertools.takewhile(lambda span: span.place.offset < end, found)
-            return list(itertools.islice((s for s in held if s.offset_end > offset), most))
-
-    def spans_before(self, offset: int, most: int) -> list[Span]:
-        """The last records that begin before `offset`, in order: some of them, at most `most`;
-        none only if there is none."""
-        found: list[Span] = []
-        total = self.state.records
-        with self.pinned():
-            behind = min(total, self._find(offset, total) + 1)
-            while not found and behind > 1:
-                number = max(1, behind - most)
-                found = [
-                    span
-                    for span in _spans(self._records, number, behind)
-                    if span.place.offset < offset
-                ]
-                behind = number
-        return found
 
     def _append(self, kind: Kind, stream: int, length: int, arg: int) -> None:
         self._take_in(Record(kind, stream, length, self._clock_us(), self.state.size, arg))
@@ -747,57 +513,6 @@ class LogCore:
             self._dirty = True
             self._on_dirty(self)
 
-    def _find(self, offset: int, total: int) -> int:
-        """The number of a record that covers `offset`, or of one shortly before it."""
-        low, high = 1, total  # record 0 is the header
-        while low < high:
-            middle = (low + high) // 2
-            raw = self._raw_records(middle, 1)
-            record = fmt.decode_trusted(raw) if len(raw) == fmt.RECORD_BYTES else None
-            if record is None:
-                raise self._damaged(middle)
-            if record.offset < offset:
-                low = middle + 1
-            else:
-                high = middle
-        return max(1, low - 1)
-
-    def _records(self, number: int, total: int) -> Iterator[Record]:
-        batch = _FIRST_RECORDS
-        while number < total:
-            count = min(batch, total - number)
-            raw = self._raw_records(number, count)
-            for at in range(0, len(raw) - fmt.RECORD_BYTES + 1, fmt.RECORD_BYTES):
-                record = fmt.decode_trusted(raw, at)
-                if record is None:
-                    raise self._damaged(number)
-                yield record
-                number += 1
-            if len(raw) < fmt.RECORD_BYTES:
-                raise self._damaged(number)
-            batch = _MORE_RECORDS
-
-    def _raw_records(self, number: int, count: int) -> bytes:
-        """Records from `number` on, at most `count`, wherever they lie. Raises OSError."""
-        while True:
-            stored = self.stored_records
-            if number < stored:
-                size = min(count, stored - number) * fmt.RECORD_BYTES
-                return os.pread(self.files.index(), size, number * fmt.RECORD_BYTES)
-            try:
-                raw = self.staged.read_index(number, count)
-            except FileNotFoundError:
-                raw = b""
-            if self.stored_records <= number:
-                return raw
-
-    def _damaged(self, number: int) -> Internal:
-        return Internal(
-            f"read the output of job {self.job_id}",
-            f"record {number} of its index is not there",
-            hint="something else changed the log's files; restart joblet.service to repair it",
-        )
-
     def release_waiters(self) -> None:
         """Let all who wait for growth look again. On the event loop."""
         waiters, self.waiters = self.waiters, set()
@@ -816,36 +531,3 @@ class LogCore:
                 await waiter
         finally:
             self.waiters.discard(waiter)
-
-
-def _spans(
-    records: Callable[[int, int], Iterator[Record]], number: int, behind: int
-) -> Iterator[Span]:
-    """Of the records from `number` on those that cover offsets."""
-    for at, record in enumerate(records(number, behind), number):
-        if record.span:
-            place = Place(record.offset, at)
-            end = record.offset + record.span
-            yield Span(place, end, record.stream, record.time_us, record.kind is Kind.GAP)
-
-
-def _joined(gap: Gap | None, following: Gap) -> Gap | None:
-    """Two losses in a row as one (each death of the machine enters its own), None: they are two."""
-    if gap is None:
-        return following
-    streams = {gap.stream, following.stream}
-    if gap.kind is not GapKind.LOST or following.kind is not GapKind.LOST:
-        return None
-    if len(streams) > 1 and fmt.ALL_STREAMS not in streams:
-        return None
-    known = gap.bytes is not None and following.bytes is not None
-    end = following.offset_end
-    count = end - gap.offset if known else None
-    return Gap(gap.offset, gap.kind, count, min(streams), gap.time_us, end)
-
-
-def _gap(record: Record, offset: int) -> Gap:
-    end = record.offset + record.arg
-    kind = fmt.gap_kind(record) or GapKind.LOST
-    count = None if fmt.gap_unknown(record) else end - offset
-    return Gap(offset, kind, count, record.stream, record.time_us, end)

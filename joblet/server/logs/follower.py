@@ -4,7 +4,7 @@
 A follower is a cursor: it holds no bytes between two reads, and the log does not know how many
 there are. It waits for growth without polling; files are read in a bounded pool of threads.
 
-Must not import anything of joblet but joblet.errors and its neighbours core, faults.
+Must not import anything of joblet but joblet.errors and its neighbours faults, view.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ import functools
 from typing import Final, Self
 
 from joblet.errors import InvalidArgument
-from joblet.server.logs.core import HELD, Chunk, Gap, Held, LogCore, Place
 from joblet.server.logs.faults import fault
+from joblet.server.logs.view import HELD, Chunk, Gap, Held, LogView, Place
 
 DEFAULT_CHUNK_BYTES: Final = 1 << 20
 MAX_CHUNK_BYTES: Final = 16 << 20
@@ -31,7 +31,7 @@ class Follower:
 
     def __init__(
         self,
-        core: LogCore,
+        view: LogView,
         pool: concurrent.futures.Executor,
         *,
         from_offset: int,
@@ -39,10 +39,11 @@ class Follower:
         max_bytes: int,
         until: int | None = None,
     ) -> None:
-        check_range(core, from_offset, max_bytes)
-        self._core = core
+        check_range(view, from_offset, max_bytes)
+        self._view = view
+        self._core = core = view.core
         self._pool = pool
-        self._place = core.place(from_offset)
+        self._place = Place(from_offset)
         self._until = until if follow or until is not None else core.size
         self._waits = follow
         self._max_bytes = max_bytes
@@ -54,7 +55,7 @@ class Follower:
 
     def seek(self, offset: int) -> None:
         """Go on at an offset that is in the log."""
-        self._place = self._core.place(offset)
+        self._place = Place(offset)
 
     async def read(self) -> Chunk | Gap | None:
         """The next chunk or gap, None at the end. Cancelled, it leaves the cursor where it is.
@@ -92,7 +93,7 @@ class Follower:
             room = min(room, self._until - self.offset)
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._pool, core.read, self._place, room)
+            return await loop.run_in_executor(self._pool, self._view.read, self._place, room)
         except OSError as exc:
             raise core.closed or fault(f"read the output of job {core.job_id}", exc) from exc
 
@@ -110,8 +111,9 @@ class Follower:
         return item
 
 
-def check_range(core: LogCore, offset: int, max_bytes: int) -> None:
+def check_range(view: LogView, offset: int, max_bytes: int) -> None:
     """Raises InvalidArgument for an offset or a size that cannot be read."""
+    core = view.core
     what = f"read the output of job {core.job_id}"
     if not 0 <= offset <= core.size:
         raise InvalidArgument(what, f"offset {offset} is not in the log, which ends at {core.size}")

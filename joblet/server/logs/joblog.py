@@ -25,7 +25,7 @@ from joblet.errors import (
 )
 from joblet.server.logs import format as fmt
 from joblet.server.logs import mask
-from joblet.server.logs.core import HELD, Chunk, Gap, LogCore
+from joblet.server.logs.core import LogCore
 from joblet.server.logs.faults import fault
 from joblet.server.logs.follower import DEFAULT_CHUNK_BYTES, Follower, check_range
 from joblet.server.logs.format import GapKind
@@ -33,6 +33,7 @@ from joblet.server.logs.overflow import Overflow
 from joblet.server.logs.reader import Pipe, Reader
 from joblet.server.logs.rest import import_rest
 from joblet.server.logs.selection import SelectedLog, Selection
+from joblet.server.logs.view import HELD, Chunk, Gap, LogView, Place
 
 _Result = TypeVar("_Result")
 
@@ -86,6 +87,7 @@ class JobLog:
         self._overflow = overflow
         self.core = core  # for the store
         core.owner = self
+        self._view = LogView(core)
         self._shared = shared
         self._reader: Reader | None = None  # one for both streams
         self._pipes: dict[int, Pipe] = {}
@@ -275,7 +277,7 @@ class JobLog:
     ) -> Follower:
         """Read from an offset on, past and future in one; see Follower."""
         return Follower(
-            self.core,
+            self._view,
             self._shared.read_pool,
             from_offset=from_offset,
             follow=follow,
@@ -284,13 +286,13 @@ class JobLog:
 
     def select(self, selection: Selection, *, max_bytes: int = DEFAULT_CHUNK_BYTES) -> SelectedLog:
         """Read a part of the log; raises InvalidArgument for one that it cannot have."""
-        return SelectedLog(self.core, self._shared.read_pool, selection, max_bytes=max_bytes)
+        return SelectedLog(self._view, self._shared.read_pool, selection, max_bytes=max_bytes)
 
     def read_at(self, offset: int, max_bytes: int = DEFAULT_CHUNK_BYTES) -> Chunk | Gap | None:
         """What stands at an offset; None at the end. Blocking: not for the event loop."""
-        check_range(self.core, offset, max_bytes)
+        check_range(self._view, offset, max_bytes)
         try:
-            found = self.core.read(self.core.place(offset), max_bytes)
+            found = self._view.read(Place(offset), max_bytes)
         except OSError as exc:
             raise fault(f"read the output of job {self.job_id}", exc) from exc
         return None if found is None or found is HELD else found[0]
@@ -317,8 +319,8 @@ class JobLog:
 
     def hide(self, secrets: Iterable[str]) -> None:
         """Nobody reads these values from now on; see mask. The same ones every time."""
-        if self.core.mask is None:
-            self.core.mask = mask.of(secrets)
+        if self._view.mask is None:
+            self._view.mask = mask.of(secrets)
 
     def handle_overflow(self, strategy: str = "", on_full: str = "") -> None:
         """What is done with this job's output when the stage is nearly full: the name of a strategy

@@ -27,10 +27,10 @@ from typing import Final, Self, TypeVar
 
 from joblet.errors import InvalidArgument
 from joblet.server.logs import format as fmt
-from joblet.server.logs.core import HELD, Chunk, Gap, LogCore, Place, Span
 from joblet.server.logs.faults import fault
 from joblet.server.logs.follower import Follower
 from joblet.server.logs.format import GapKind
+from joblet.server.logs.view import HELD, Chunk, Gap, LogView, Place, Span
 
 # A reader from whom everything is kept is told now and then where it stands.
 TELL_EVERY_BYTES: Final = 16 << 20
@@ -100,14 +100,15 @@ class SelectedLog:
 
     def __init__(
         self,
-        core: LogCore,
+        view: LogView,
         pool: concurrent.futures.Executor,
         selection: Selection,
         *,
         max_bytes: int,
     ) -> None:
-        selection.check(core.job_id)
-        self._core = core
+        self._view = view
+        self._core = view.core
+        selection.check(self._core.job_id)
         self._pool = pool
         self._selection = selection
         self._max_bytes = min(max_bytes, _ARRIVALS_BYTES) if selection.arrivals else max_bytes
@@ -138,9 +139,9 @@ class SelectedLog:
         high = core.size
         if wanted.until_us:
             size = await self._run(self._settled)
-            high = await self._run(first_since, core, wanted.until_us, low, size)
+            high = await self._run(first_since, self._view, wanted.until_us, low, size)
         if wanted.since_us:
-            low = await self._run(first_since, core, wanted.since_us, low, high)
+            low = await self._run(first_since, self._view, wanted.since_us, low, high)
         if wanted.tail_lines is not None:
             low = await self._last_lines(low, high, wanted.tail_lines)
         if self._over or not wanted.follow:
@@ -179,7 +180,7 @@ class SelectedLog:
 
     def _follow(self, offset: int, end: int | None) -> Follower:
         return Follower(
-            self._core,
+            self._view,
             self._pool,
             from_offset=offset,
             follow=self._selection.follow,
@@ -202,7 +203,7 @@ class SelectedLog:
                     return item  # whatever was entered by now is from before
             # The time has come while something was read: some of it may be later.
             size = await self._run(self._settled)
-            self._end = await self._run(first_since, self._core, self._until_us, begin, size)
+            self._end = await self._run(first_since, self._view, self._until_us, begin, size)
             self._follower = self._follow(begin, self._end)
             self._until_us = 0
             self._over = True
@@ -268,7 +269,7 @@ class SelectedLog:
         """An offset at or behind this one up to which there is nothing to show."""
         size = self._core.size if self._end is None else self._end
         for _ in range(_BATCHES):
-            spans = self._core.spans(offset, size, _SPANS)
+            spans = self._view.spans(offset, size, _SPANS)
             for span in spans:
                 if self._selection.shows(span):
                     return max(offset, span.place.offset)
@@ -282,7 +283,7 @@ class SelectedLog:
         how many bytes of what is shown are missing there: what was lost of one stream, and then of
         the whole log, is read as one. What expired of both streams stays one gap, or there would be
         one for each time that they spoke in turn."""
-        spans = self._core.spans(gap.offset, limit, _SPANS)
+        spans = self._view.spans(gap.offset, limit, _SPANS)
         shows = self._selection.shows
         if gap.kind is GapKind.EXPIRED:
             end = min(limit, spans[-1].offset_end)
@@ -296,7 +297,7 @@ class SelectedLog:
 
     def _arrivals(self, chunk: Chunk) -> tuple[int, tuple[tuple[int, int], ...]]:
         """How far the arrivals of a chunk's bytes are told, and these."""
-        spans = self._core.spans(chunk.offset, chunk.offset_end, MAX_ARRIVALS)
+        spans = self._view.spans(chunk.offset, chunk.offset_end, MAX_ARRIVALS)
         told: list[tuple[int, int]] = []
         for span in spans:
             if not told or told[-1][1] != span.time_us:
@@ -305,10 +306,10 @@ class SelectedLog:
 
     def _back(self, low: int, high: int, lookback: "_Lookback") -> tuple[int, int | None]:
         """A step back from `high`: where it ended, and where the lines begin if that was in it."""
-        core = self._core
+        view = self._view
         begin = end = high
         first: Span | None = None
-        for span in reversed(core.spans_before(high, _SPANS)):
+        for span in reversed(view.spans_before(high, _SPANS)):
             if span.gap or not self._selection.shows(span):
                 if first is not None:
                     break
@@ -323,7 +324,7 @@ class SelectedLog:
         place = Place(begin, first.place.record)
         chunks: list[Chunk] = []
         while place.offset < end:
-            found = core.read(place, end - place.offset)
+            found = view.read(place, end - place.offset)
             if found is None or found is HELD:
                 break  # nobody sees it yet, so nobody counts it
             item, place = found
@@ -357,15 +358,15 @@ class _Lookback:
         return end + 1
 
 
-def first_since(core: LogCore, time_us: int, low: int, high: int) -> int:
+def first_since(view: LogView, time_us: int, low: int, high: int) -> int:
     """The first offset of those from `low` on at which the log passes a time; `high` if it does
     not before. Blocking."""
     end = high
     while low < high:
-        [here] = core.spans((low + high) // 2, end, 1)
+        [here] = view.spans((low + high) // 2, end, 1)
         behind = here
         while here.time_us >= time_us and behind.gap and behind.offset_end < end:
-            spans = core.spans(behind.offset_end, end, _SPANS)
+            spans = view.spans(behind.offset_end, end, _SPANS)
             behind = next((span for span in spans if not span.gap), spans[-1])
         if here.time_us < time_us:
             low = min(here.offset_end, high)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from joblet.server.logs import ERR, OUT, Chunk, Gap, GapKind, Piece, SelectedLog, Selection
 from joblet.server.logs.core import LogCore
-from tests.unit.logs.support import opened, say
+from joblet.server.logs.view import LogView
+from tests.unit.logs.support import opened, say, seen
 
 T0 = 1_000_000_000
 
@@ -180,8 +181,8 @@ def filled(said: list[Said], *, stored: int = 0) -> Iterator[tuple[LogCore, Cloc
         yield core, clock
 
 
-def select(core: LogCore, wanted: Selection, max_bytes: int = 1 << 20) -> SelectedLog:
-    return SelectedLog(core, Inline(), wanted, max_bytes=max_bytes)
+def select(log: LogCore | LogView, wanted: Selection, max_bytes: int = 1 << 20) -> SelectedLog:
+    return SelectedLog(seen(log), Inline(), wanted, max_bytes=max_bytes)
 
 
 async def taken(selected: SelectedLog, most: int = 1 << 30) -> list[Piece]:

@@ -13,12 +13,13 @@ from typing import Any, Final
 
 from joblet.server.logs import Chunk, Gap, JobLog, LogStore, Settings
 from joblet.server.logs import format as fmt
-from joblet.server.logs.core import HELD, LogCore
+from joblet.server.logs.core import LogCore
 from joblet.server.logs.files import FileCache, LogFiles
 from joblet.server.logs.overflow import Overflow
 from joblet.server.logs.recovery import recover
 from joblet.server.logs.segments import Segments
 from joblet.server.logs.stage import Bounds, Room, StagedLog
+from joblet.server.logs.view import HELD, LogView, Place
 
 BOOT: Final = 11
 OTHER_BOOT: Final = 22
@@ -206,10 +207,18 @@ def say(core: LogCore, stream: int, data: bytes) -> None:
     core.enter(stream)
 
 
-def read_all(core: LogCore, from_offset: int = 0, max_bytes: int = 1 << 20) -> list[Chunk | Gap]:
+def seen(log: LogCore | LogView) -> LogView:
+    """As its readers see it; with the secrets that nobody sees, if it is seen so already."""
+    return LogView(log) if isinstance(log, LogCore) else log
+
+
+def read_all(
+    log: LogCore | LogView, from_offset: int = 0, max_bytes: int = 1 << 20
+) -> list[Chunk | Gap]:
+    view = seen(log)
     items: list[Chunk | Gap] = []
-    place = core.place(from_offset)
-    while (found := core.read(place, max_bytes)) is not None:
+    place = Place(from_offset)
+    while (found := view.read(place, max_bytes)) is not None:
         assert found is not HELD
         item, place = found
         items.append(item)

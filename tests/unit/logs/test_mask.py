@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from joblet.server.logs import ERR, OUT, Chunk, mask
-from joblet.server.logs.core import HELD, LogCore, Place
+from joblet.server.logs.core import LogCore
+from joblet.server.logs.view import HELD, LogView, Place
 from tests.unit.logs.support import (
     Pipe,
     by_offset,
@@ -41,9 +42,15 @@ def expected(text: bytes, secrets: list[str]) -> bytes:
     return bytes(shown)
 
 
-def read_on(core: LogCore, place: Place, into: list[Chunk], max_bytes: int) -> Place:
+def masked(core: LogCore, secrets: list[str]) -> LogView:
+    view = LogView(core)
+    view.mask = mask.of(secrets)
+    return view
+
+
+def read_on(view: LogView, place: Place, into: list[Chunk], max_bytes: int) -> Place:
     """What a follower gets now."""
-    while (found := core.read(place, max_bytes)) is not None and found is not HELD:
+    while (found := view.read(place, max_bytes)) is not None and found is not HELD:
         item, place = found
         assert isinstance(item, Chunk)
         into.append(item)
@@ -56,15 +63,15 @@ def test_no_reader_sees_a_secret(
     secrets: list[str], writes: list[tuple[int, str]], max_bytes: int
 ) -> None:
     with tempfile.TemporaryDirectory() as directory, opened(Path(directory) / "log") as core:
-        core.mask = mask.of(secrets)
+        view = masked(core, secrets)
         core.expect(frozenset({OUT, ERR}))
         said = {OUT: b"", ERR: b""}
         live: list[Chunk] = []
-        place = core.place(0)
+        place = Place(0)
         for stream, text in writes:
             said[stream] += text.encode()
             say(core, stream, text.encode())
-            place = read_on(core, place, live, max_bytes)
+            place = read_on(view, place, live, max_bytes)
             # held back is only what may become a secret, and only while nothing stands behind it
             behind = core.size - place.offset
             assert behind < max(map(len, secrets))
@@ -72,13 +79,13 @@ def test_no_reader_sees_a_secret(
             assert not behind or any(tail in secret[:-1] for secret in secrets)
         for stream in (OUT, ERR):
             core.end(stream)
-        read_on(core, place, live, max_bytes)
+        read_on(view, place, live, max_bytes)
         shown = {stream: expected(text, secrets) for stream, text in said.items()}
-        whole = by_offset(read_all(core))
+        whole = by_offset(read_all(view))
         assert whole.keys() == by_offset(live).keys()  # nothing is missing, nothing comes twice
         for stream in (OUT, ERR):
-            assert stream_of(read_all(core), stream) == shown[stream]
-            assert stream_of(read_all(core, max_bytes=max_bytes), stream) == shown[stream]
+            assert stream_of(read_all(view), stream) == shown[stream]
+            assert stream_of(read_all(view, max_bytes=max_bytes), stream) == shown[stream]
             seen = stream_of(live, stream)
             assert len(seen) == len(shown[stream])
             for one, right, byte in zip(seen, shown[stream], said[stream], strict=True):
@@ -87,7 +94,7 @@ def test_no_reader_sees_a_secret(
                 assert seen == shown[stream]
         # nor does one who begins in the middle of a secret
         for offset in range(core.size):
-            part = by_offset(read_all(core, offset, max_bytes))
+            part = by_offset(read_all(view, offset, max_bytes))
             assert part == {at: byte for at, byte in whole.items() if at >= offset}
 
 
@@ -126,30 +133,30 @@ def test_a_follower_waits_for_what_a_secret_becomes(tmp_path: Path) -> None:
 def test_what_stands_behind_it_does_not_wait(tmp_path: Path) -> None:
     """Readers get past the beginning of a secret that goes on behind the other stream's words."""
     with opened(tmp_path / "log") as core:
-        core.mask = mask.of(["password"])
+        view = masked(core, ["password"])
         say(core, OUT, b"pass")
-        assert core.read(core.place(0), 100) is HELD
+        assert view.read(Place(0), 100) is HELD
         say(core, ERR, b"warning")
-        assert [item.data for item in read_all(core) if isinstance(item, Chunk)] == [
+        assert [item.data for item in read_all(view) if isinstance(item, Chunk)] == [
             b"****",
             b"warning",
         ]
         say(core, OUT, b"age")  # it was none: who reads now sees what it was
-        assert stream_of(read_all(core), OUT) == b"passage"
+        assert stream_of(read_all(view), OUT) == b"passage"
 
 
 def test_long_secrets_and_many_of_them(tmp_path: Path) -> None:
     secrets = ["x" * 32_000 + "y", *(f"secret-{n:04}" for n in range(300))]
     text = b"-".join([b"x" * 31_999, *(secret.encode() for secret in secrets), b"x" * 40_000])
     with opened(tmp_path / "log") as core:
-        core.mask = mask.of(secrets)
+        view = masked(core, secrets)
         for at in range(0, len(text), 10_007):
             say(core, OUT, text[at : at + 10_007])
         core.expect(frozenset({OUT}))
         core.end(OUT)
         covered = expected(text, secrets)
-        assert stream_of(read_all(core), OUT) == covered
-        assert stream_of(read_all(core, max_bytes=999), OUT) == covered
+        assert stream_of(read_all(view), OUT) == covered
+        assert stream_of(read_all(view, max_bytes=999), OUT) == covered
 
 
 @settings(max_examples=300, deadline=None)

@@ -23,6 +23,7 @@ from joblet.server.logs import (
     selection,
 )
 from joblet.server.logs.core import LogCore
+from joblet.server.logs.view import LogView
 from tests.unit.logs.naive import (
     LOG,
     T0,
@@ -143,7 +144,7 @@ def test_what_comes_follows(
 # ------------------------------------------------------------------------------ one by one
 
 
-async def of(core: LogCore, wanted: Selection, max_bytes: int = 1 << 20) -> list[Piece]:
+async def of(core: LogCore | LogView, wanted: Selection, max_bytes: int = 1 << 20) -> list[Piece]:
     selected = select(core, wanted, max_bytes)
     await selected.open()
     return await taken(selected)
@@ -166,15 +167,15 @@ def test_the_last_lines_of_a_large_log_cost_what_they_are(
     """Of stdout, with a flood of stderr behind its last line and gaps too wide to be walked."""
     read: list[int] = []
     looked: list[int] = []
-    really, spans_really = LogCore.read, LogCore.spans_before
+    really, spans_really = LogView.read, LogView.spans_before
 
-    def reading(self: LogCore, place: Any, max_bytes: int) -> Any:
+    def reading(self: LogView, place: Any, max_bytes: int) -> Any:
         found = really(self, place, max_bytes)
         if isinstance(found, tuple) and isinstance(found[0], Chunk):
             read.append(len(found[0].data))
         return found
 
-    def looking(self: LogCore, offset: int, most: int) -> Any:
+    def looking(self: LogView, offset: int, most: int) -> Any:
         looked.append(offset)
         return spans_really(self, offset, most)
 
@@ -199,8 +200,8 @@ def test_the_last_lines_of_a_large_log_cost_what_they_are(
         core.gap(GapKind.LOST, 0, None)
         for _ in range(5):
             say(core, ERR, flood)
-        monkeypatch.setattr(LogCore, "read", reading)
-        monkeypatch.setattr(LogCore, "spans_before", looking)
+        monkeypatch.setattr(LogView, "read", reading)
+        monkeypatch.setattr(LogView, "spans_before", looking)
         run(lambda: main(core))
 
 
@@ -314,26 +315,27 @@ def test_a_reader_of_a_silent_stream_hears_where_it_stands(
 def test_a_secret_that_may_have_begun_waits_also_at_the_end() -> None:
     """What is held back is not lost to who reads up to a time, and not counted as a line."""
 
-    async def main(core: LogCore) -> None:
+    async def main(view: LogView) -> None:
         wanted = Selection(until_us=T0 + 5)
-        assert data_of(await of(core, now(tail_lines=1))) == b"b\n"
-        snapshot = select(core, dataclasses.replace(wanted, follow=False))
+        assert data_of(await of(view, now(tail_lines=1))) == b"b\n"
+        snapshot = select(view, dataclasses.replace(wanted, follow=False))
         await snapshot.open()
         assert data_of(await taken(snapshot)) == b"a\nb\n"
         assert not snapshot.complete
-        selected = select(core, wanted)
+        selected = select(view, wanted)
         await selected.open()
         reading = asyncio.create_task(taken(selected))
         await asyncio.sleep(0)
-        say(core, OUT, b"ly\n")
-        core.release_waiters()
+        say(view.core, OUT, b"ly\n")
+        view.core.release_waiters()
         assert data_of(await reading) == b"a\nb\nsecret"
         assert selected.complete
 
     with filled([Said(OUT, b"a\nb\nsecret", 1)]) as (core, clock):
-        core.mask = mask.of(["secret\nlong"])
+        view = LogView(core)
+        view.mask = mask.of(["secret\nlong"])
         clock.us = T0 + 10
-        run(lambda: main(core))
+        run(lambda: main(view))
 
 
 def test_a_time_that_is_still_to_come() -> None:
