@@ -10,6 +10,7 @@ import ast
 import functools
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -71,6 +72,8 @@ SERVER = (
     ),
 )
 NOUNS = ("host", "journal", "records")
+
+LOGS = "joblet.server.logs"
 
 # Packages of others -> who may import them.
 FOREIGN = {
@@ -210,6 +213,19 @@ def test_inside_the_server_imports_point_down(name: str) -> None:
     for found in imports(name):
         if within(found, "joblet.server") and noun_of(found) != noun_of(name):
             assert level_of(name) < level_of(found), f"{name} must not import {found}"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if within(name, LOGS) and name != LOGS])
+def test_neighbours_in_the_logs(name: str) -> None:
+    """A module's docstring says which ones it imports, or that it may import all."""
+    says = " ".join((ast.get_docstring(tree(name)) or "").split())
+    rule = says.partition("Must not import anything of joblet")[2]
+    _, some, named = rule.partition("neighbour")
+    words = set(re.findall(r"\w+", named.removeprefix("s").partition(".")[0]))
+    if some and not words:
+        return
+    found = {other.removeprefix(f"{LOGS}.") for other in imports(name) if within(other, LOGS)}
+    assert found == {word for word in words if f"{LOGS}.{word}" in MODULES}
 
 
 @every_module

@@ -5,7 +5,7 @@ A file is opened when somebody needs it and stays open while the log is pinned; 
 it is closed as soon as more than `limit` logs are idle. Positions are always given (pread,
 pwrite, splice with an offset), so any number of threads may share a descriptor for reading.
 
-Must not import anything of joblet but joblet.server.logs.format.
+Must not import anything of joblet but its neighbour format.
 """
 
 import collections

@@ -6,7 +6,7 @@ Each log gets a turn, its oldest blocks first. What does not become smaller is n
 the spill directory is full or fails, the thread rests, and its jobs wait, or drop, as if it were
 not there.
 
-Must not import anything of joblet but joblet.errors and its neighbours core, overflow.
+Must not import anything of joblet but joblet.errors and its neighbours core, overflow, stage.
 """
 
 import logging
