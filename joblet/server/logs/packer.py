@@ -6,7 +6,8 @@ Each log gets a turn, its oldest blocks first. What does not become smaller is n
 the spill directory is full or fails, the thread rests, and its jobs wait, or drop, as if it were
 not there.
 
-Must not import anything of joblet but joblet.errors and its neighbours core, overflow, stage.
+Must not import anything of joblet but joblet.errors and its neighbours core, overflow, stage,
+worker.
 """
 
 import logging
@@ -14,9 +15,10 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from joblet.errors import Internal, JobletError
+from joblet.errors import JobletError
 from joblet.server.logs.overflow import Overflow, Packing, spare_or_none
 from joblet.server.logs.stage import Shelf
+from joblet.server.logs.worker import Worker
 
 if TYPE_CHECKING:
     from joblet.server.logs.core import LogCore
@@ -30,7 +32,7 @@ _RETRY_S: Final = 1.0
 log = logging.getLogger(__name__)
 
 
-class Packer:
+class Packer(Worker):
     """One thread, for one strategy."""
 
     def __init__(
@@ -41,49 +43,34 @@ class Packer:
         disk_is_slow: Callable[[], bool],
         on_death: Callable[[JobletError], None],
     ) -> None:
+        super().__init__(f"log-{packing.name}", f"{packing.name} output", on_death)
         self._packing = packing
         self._disk_is_slow = disk_is_slow
         self._overflow = overflow
         self._room = overflow.room
-        self._on_death = on_death
         self._changed = threading.Condition()
         self._stopping = False
         self._idle = False  # there was nothing to do, or it could not be done
-        name = f"log-{packing.name}"
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-
-    def start(self) -> None:
-        """Raises RuntimeError if the system has no thread to give."""
-        self._thread.start()
 
     def pressed(self) -> None:
         """The stage came under pressure. Any thread."""
         with self._changed:
             self._changed.notify()
 
-    def stop(self) -> None:
-        """End the thread and wait for it. Blocking."""
+    def _leave(self) -> None:
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        if self._thread.ident is not None:
-            self._thread.join()
 
     # Below: the thread.
 
-    def _run(self) -> None:
-        try:
-            while self._wait():
-                self._pack()
-        except BaseException as exc:  # whatever it was: a thread must not die unseen
-            self._packing.failing = True
-            failure = Internal(
-                f"{self._packing.name} output",
-                f"the thread ended: {exc!r}",
-                hint="restart joblet.service: jobs wait meanwhile, nothing they say is lost",
-            )
-            failure.__cause__ = exc
-            self._on_death(failure)
+    def _work(self) -> None:
+        while self._wait():
+            self._pack()
+
+    def _died(self, failure: JobletError) -> None:
+        self._packing.failing = True
+        super()._died(failure)
 
     def _wait(self) -> bool:
         """Until there may be something to pack; False at the end."""

@@ -21,7 +21,7 @@ that the job waits, or read and left out (overflow). Short of that it costs a lo
 stage refuses (its tmpfs has no page to give), the pipe rests, with back-off.
 
 Must not import anything of joblet but joblet.errors and its neighbours core, faults, format,
-overflow.
+overflow, worker.
 """
 
 import collections
@@ -35,7 +35,7 @@ import select
 import termios
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from joblet.errors import Internal, JobletError, Unavailable
@@ -43,6 +43,7 @@ from joblet.server.logs.core import LogCore
 from joblet.server.logs.faults import fault
 from joblet.server.logs.format import GapKind
 from joblet.server.logs.overflow import Overflow, Verdict
+from joblet.server.logs.worker import Worker
 
 _MAX_EVENTS: Final = 1024
 # More than this in one splice: the writers keep up with us, so there is nothing to wait for.
@@ -104,7 +105,7 @@ class ReaderStatistics:
     waits: int  # how often a pipe began to wait for room in the stage
 
 
-class Reader:
+class Reader(Worker):
     """One thread. `attach`, `finish`, `detach` and `stop` may be called from any thread."""
 
     def __init__(
@@ -117,11 +118,11 @@ class Reader:
         on_death: Callable[[JobletError], None],
         step: Callable[[str], None],
     ) -> None:
+        super().__init__(name, "read output", on_death)
         self._settings = settings
         self._overflow = overflow
         self._room = overflow.room
         self._on_trouble = on_trouble
-        self._on_death = on_death
         self._step = step
         self._epoll = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -135,12 +136,11 @@ class Reader:
         self._resting: list[tuple[float, int, Pipe]] = []
         self._stuck = False  # all hot pipes wait for room
         self._bytes_moved = self._chunks = self._rounds = self._pauses = self._waits = 0
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         """Raises RuntimeError if the system has no thread to give."""
         try:
-            self._thread.start()
+            super().start()
         except RuntimeError:
             self._close_own()
             raise
@@ -192,13 +192,7 @@ class Reader:
 
     def stop(self) -> None:
         """End the thread, wait for it, and close its pipes. Blocking."""
-
-        def leave() -> None:
-            self._stopping = True
-
-        with contextlib.suppress(JobletError):
-            self._post(leave)
-        self._thread.join()
+        super().stop()
         for pipe in list(self._pipes.values()):
             self._close(pipe, _detached(pipe))
         self._close_own()
@@ -207,7 +201,12 @@ class Reader:
         self._epoll.close()
         os.close(self._wake_fd)
 
-    # Below: the thread.
+    def _leave(self) -> None:
+        def leave() -> None:
+            self._stopping = True
+
+        with contextlib.suppress(JobletError):
+            self._post(leave)
 
     def _post(self, command: Callable[[], None]) -> None:
         with self._lock:
@@ -216,26 +215,24 @@ class Reader:
             self._commands.append(command)
             os.eventfd_write(self._wake_fd, 1)
 
-    def _run(self) -> None:
-        try:
-            while not self._stopping:
-                self._round()
-            failure: JobletError = Unavailable("read output", "the log store is stopping")
-        except BaseException as exc:  # whatever it was: a thread must not die unseen
-            failure = Internal(
-                "read output",
-                f"a reader thread ended: {exc!r}",
-                hint="restart joblet.service: jobs wait meanwhile, nothing they say is lost",
-            )
-            failure.__cause__ = exc
+    # Below: the thread.
+
+    def _work(self) -> None:
+        while not self._stopping:
+            self._round()
+        for command in self._refuse(Unavailable("read output", "the log store is stopping")):
+            command()
+
+    def _refuse(self, failure: JobletError) -> Collection[Callable[[], None]]:
+        """Take no more commands; those that are there already."""
         with self._lock:
             self._failure = failure
             commands, self._commands = self._commands, collections.deque()
-        if self._stopping:
-            for command in commands:
-                command()
-            return
-        self._on_death(failure)
+        return commands
+
+    def _died(self, failure: JobletError) -> None:
+        commands = self._refuse(failure)
+        super()._died(failure)
         # The pipes stay open and unread: whoever takes over finds everything in them.
         for pipe in self._pipes.values():
             _resolve(pipe, failure)

@@ -6,7 +6,8 @@ each fdatasync waits for the disk by itself. Neither readers nor the writers of 
 it. A disk that refuses is told of once, and tried again the next time; what it could not write the
 kernel does not keep.
 
-Must not import anything of joblet but joblet.errors and its neighbours core, faults, syscalls.
+Must not import anything of joblet but joblet.errors and its neighbours core, faults, syscalls,
+worker.
 """
 
 import contextlib
@@ -17,10 +18,11 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
-from joblet.errors import Internal, JobletError
+from joblet.errors import JobletError
 from joblet.server.logs.core import LogCore
 from joblet.server.logs.faults import fault
 from joblet.server.logs.syscalls import syncfs
+from joblet.server.logs.worker import Worker
 
 # A log has five files, and an fdatasync takes some milliseconds.
 FEW_FILES: Final = 50
@@ -28,8 +30,10 @@ FEW_FILES: Final = 50
 log = logging.getLogger(__name__)
 
 
-class Syncer:
+class Syncer(Worker):
     """`dirty()`: the logs that may have something that is not durable. `step` as the store's."""
+
+    hint = ""  # no job waits for it, and what is said is not safe
 
     def __init__(
         self,
@@ -41,33 +45,20 @@ class Syncer:
         on_death: Callable[[JobletError], None],
         step: Callable[[str], None],
     ) -> None:
+        super().__init__(name, "sync output", on_death)
         self._path = path
         self._interval_s = interval_s
         self._dirty = dirty
-        self._on_death = on_death
         self._step = step
         self._stopping = threading.Event()
         self._told = ""
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
-    def start(self) -> None:
-        """Raises RuntimeError if the system has no thread to give."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread and wait for it. Blocking."""
+    def _leave(self) -> None:
         self._stopping.set()
-        if self._thread.ident is not None:
-            self._thread.join()
 
-    def _run(self) -> None:
-        try:
-            while not self._stopping.wait(self._interval_s):
-                self._round([core for core in self._dirty() if core.wants_sync])
-        except BaseException as exc:  # whatever it was: a thread must not die unseen
-            failure = Internal("sync output", f"its thread ended: {exc!r}")
-            failure.__cause__ = exc
-            self._on_death(failure)
+    def _work(self) -> None:
+        while not self._stopping.wait(self._interval_s):
+            self._round([core for core in self._dirty() if core.wants_sync])
 
     def _round(self, cores: Collection[LogCore]) -> None:
         if not cores:

@@ -5,7 +5,8 @@ A log that has something staged is stored when the oldest of it has waited for `
 as there is enough for a batch: while it is still in the processor's caches. One that the disk
 refuses is tried again, with back-off, and the others go on; meanwhile the stage fills.
 
-Must not import anything of joblet but joblet.errors and its neighbours core, faults, stage.
+Must not import anything of joblet but joblet.errors and its neighbours core, faults, stage,
+worker.
 """
 
 import collections
@@ -15,10 +16,11 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from joblet.errors import Internal, JobletError
+from joblet.errors import JobletError
 from joblet.server.logs.core import LogCore
 from joblet.server.logs.faults import fault
 from joblet.server.logs.stage import Room
+from joblet.server.logs.worker import Worker
 
 # Of its time a writer that is not in a hurry uses at most so much: many logs that say little
 # would otherwise be stored one by one, all the time.
@@ -35,8 +37,8 @@ class Batching:
     retry_last_s: float = 5.0
 
 
-class Writer:
-    """`staged` and `hurry` may be called from any thread.
+class Writer(Worker):
+    """What is staged stays there when it stops. `staged` and `hurry` may be called from any thread.
 
     `on_trouble(core, error)`: storing a log rests because of `error`, None: it goes on again.
     `on_wrote(chunks, bytes, us)`: so much of a log was stored, and how long it took.
@@ -53,10 +55,10 @@ class Writer:
         on_wrote: Callable[[int, int, float], None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(name, "store output", on_death)
         self._room = room
         self._batching = batching
         self._on_trouble = on_trouble
-        self._on_death = on_death
         self._on_wrote = on_wrote
         self._monotonic = monotonic
         self._changed = threading.Condition()
@@ -67,11 +69,6 @@ class Writer:
         self._stopping = False
         self._idle = True
         self.pauses = 0  # how often a log had to rest because the disk refused
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-
-    def start(self) -> None:
-        """Raises RuntimeError if the system has no thread to give."""
-        self._thread.start()
 
     @property
     def thread_id(self) -> int:
@@ -92,32 +89,20 @@ class Writer:
             with self._changed:
                 self._changed.notify()
 
-    def stop(self) -> None:
-        """End the thread and wait for it; what is staged stays there. Blocking."""
+    def _leave(self) -> None:
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        if self._thread.ident is not None:
-            self._thread.join()
 
     # Below: the thread.
 
-    def _run(self) -> None:
-        try:
-            while (logs := self._wait()) is not None:
-                begun = self._monotonic()
-                while logs:  # none of them is kept here longer than it takes
-                    self._store(logs.pop())
-                spent = self._monotonic() - begun
-                self._not_before = begun + min(_LONGEST_REST_S, spent / _SHARE)
-        except BaseException as exc:  # whatever it was: a thread must not die unseen
-            failure = Internal(
-                "store output",
-                f"a writer thread ended: {exc!r}",
-                hint="restart joblet.service: jobs wait meanwhile, nothing they say is lost",
-            )
-            failure.__cause__ = exc
-            self._on_death(failure)
+    def _work(self) -> None:
+        while (logs := self._wait()) is not None:
+            begun = self._monotonic()
+            while logs:  # none of them is kept here longer than it takes
+                self._store(logs.pop())
+            spent = self._monotonic() - begun
+            self._not_before = begun + min(_LONGEST_REST_S, spent / _SHARE)
 
     def _wait(self) -> list[LogCore] | None:
         """The logs to be stored now, the first one last, when it is time; None at the end."""

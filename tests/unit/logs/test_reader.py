@@ -335,7 +335,7 @@ def test_the_death_of_a_reader_is_told_and_loses_nothing(tmp_path: Path) -> None
                 dying = True
                 pipe.write(b"after")
                 assert "a bug" in str(await dead)
-                with pytest.raises(Internal, match="a reader thread ended"):
+                with pytest.raises(Internal, match="log-reader-0 ended"):
                     await log.finish(OUT)
                 with pytest.raises(Unavailable, match="no reader thread is left"):
                     (await store.open("other")).attach(OUT, pipe.read_end())
