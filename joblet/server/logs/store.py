@@ -7,7 +7,6 @@ Must not import anything of joblet but joblet.errors and its neighbours.
 import asyncio
 import dataclasses
 import functools
-import time
 import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -28,15 +27,13 @@ from joblet.server.logs.format import STREAMS
 from joblet.server.logs.joblog import JobLog, Shared
 from joblet.server.logs.keeper import Keeper, Keeping, Swept
 from joblet.server.logs.overflow import Overflow, spare_or_none
-from joblet.server.logs.packer import Packer
-from joblet.server.logs.reader import Reader, ReaderStatistics, Settings
+from joblet.server.logs.reader import ReaderStatistics, Settings
 from joblet.server.logs.recovery import recover
 from joblet.server.logs.segments import DEFAULT_ROTATION_BYTES, Segments
-from joblet.server.logs.slowness import Slowness
 from joblet.server.logs.stage import Bounds, Room, StagedLog
-from joblet.server.logs.syncer import Syncer
 from joblet.server.logs.waker import Waker
-from joblet.server.logs.writer import Batching, Writer
+from joblet.server.logs.workers import Workers
+from joblet.server.logs.writer import Batching
 
 _Result = TypeVar("_Result")
 
@@ -103,14 +100,8 @@ class LogStore:
         spill = None if spill is None else Path(spill)
         self._directory = LogDirectory(Path(directory), Path(stage), spill, boot_id)
         self._clock_us = clock_us
-        self._reader_count = readers
-        self._writer_count = writers
         self._io_threads = io_threads
-        self._settings = settings or Settings()
         self._room = Room(bounds or Bounds())
-        self._room.on_room = self._tell_room
-        self._room.on_pressed = self._tell_pressed
-        self._room.on_batch = self._tell_batch
         self._overflow = Overflow(
             self._room,
             spare=spare or functools.partial(spare_or_none, Path(stage)),
@@ -119,13 +110,22 @@ class LogStore:
             spill=spill,
             on_episode=self._tell_overflow,
         )
-        slowness = Slowness(self._writer_threads, time.monotonic_ns)
-        self._disk_is_slow = disk_is_slow or slowness.of_disk
+        self._dirty: set[LogCore] = set()  # keeps a log until what was entered is synced
+        self._workers = Workers(
+            self._overflow,
+            self._directory.path,
+            readers=readers,
+            writers=writers,
+            settings=settings or Settings(),
+            batching=batching or Batching(),
+            sync_s=sync_s,
+            dirty=lambda: list(self._dirty),
+            disk_is_slow=disk_is_slow,
+            on_wrote=on_wrote,
+            step=step,
+        )
         self._on_overflow = on_overflow
-        self._on_wrote = on_wrote
-        self._batching = batching or Batching()
         self._rotation_bytes = rotation_bytes
-        self._sync_s = sync_s
         self._on_trouble = on_trouble
         self._on_death = on_death
         self._step = step
@@ -133,12 +133,7 @@ class LogStore:
         self._logs: weakref.WeakValueDictionary[str, JobLog] = weakref.WeakValueDictionary()
         self._removing: set[str] = set()
         self._opening: dict[str, asyncio.Future[JobLog]] = {}
-        self._dirty: set[LogCore] = set()  # keeps a log until what was entered is synced
-        self._readers: list[Reader] = []
-        self._writers: list[Writer] = []
-        self._syncer: Syncer | None = None
         self._keeper: Keeper | None = None
-        self._packers: list[Packer] = []
         self._shared: Shared | None = None
         self._waker: Waker | None = None
 
@@ -152,46 +147,12 @@ class LogStore:
             raise FailedPrecondition("start the log store", "it is running")
         await asyncio.to_thread(self._directory.take)
         self._waker = Waker(asyncio.get_running_loop())
-        self._shared = Shared(self._pick_reader, self._io_threads)
+        self._shared = Shared(self._workers.pick_reader, self._io_threads)
         try:
-            for number in range(self._reader_count):
-                reader = Reader(
-                    f"log-reader-{number}",
-                    self._settings,
-                    self._overflow,
-                    on_trouble=functools.partial(self._waker.call, self._tell_trouble),
-                    on_death=functools.partial(self._waker.call, self._on_death),
-                    step=self._step,
-                )
-                reader.start()
-                self._readers.append(reader)
-            for number in range(self._writer_count):
-                writer = Writer(
-                    f"log-writer-{number}",
-                    self._room,
-                    self._batching,
-                    on_trouble=functools.partial(self._waker.call, self._tell_trouble),
-                    on_death=functools.partial(self._waker.call, self._on_death),
-                    on_wrote=self._on_wrote,
-                )
-                writer.start()
-                self._writers.append(writer)
-            self._syncer = Syncer(
-                "log-syncer",
-                self._directory.path,
-                self._sync_s,
-                lambda: list(self._dirty),
+            self._workers.start(
+                on_trouble=functools.partial(self._waker.call, self._tell_trouble),
                 on_death=functools.partial(self._waker.call, self._on_death),
-                step=self._step,
             )
-            self._syncer.start()
-            for packing in self._overflow.packing.values():
-                death = functools.partial(self._waker.call, self._on_death)
-                packer = Packer(
-                    packing, self._overflow, disk_is_slow=self._disk_is_slow, on_death=death
-                )
-                packer.start()
-                self._packers.append(packer)
         except (OSError, RuntimeError) as exc:
             await self.stop()
             raise ResourceExhausted("start the threads that keep output", str(exc)) from exc
@@ -215,15 +176,7 @@ class LogStore:
             log.shut(stopping)
         over = False  # no thread of ours writes any more
         try:
-            async with asyncio.TaskGroup() as group:
-                for reader in self._readers:
-                    group.create_task(asyncio.to_thread(reader.stop))
-                for writer in self._writers:
-                    group.create_task(asyncio.to_thread(writer.stop))
-                if self._syncer is not None:
-                    group.create_task(asyncio.to_thread(self._syncer.stop))
-                for packer in self._packers:
-                    group.create_task(asyncio.to_thread(packer.stop))
+            await self._workers.stop()
             await shared.close()
             await asyncio.to_thread(self._sync_all)
             over = True
@@ -231,10 +184,7 @@ class LogStore:
             over = True
             raise
         finally:
-            self._readers.clear()
-            self._writers.clear()
-            self._syncer = None
-            self._packers.clear()
+            self._workers.forget()
             self._overflow.logs.clear()
             self._dirty.clear()
             self._cache.close()
@@ -375,8 +325,8 @@ class LogStore:
         return StoreStatistics(
             logs_open=len(self._logs),
             staged_chunks=self._room.chunks,
-            pauses=sum(writer.pauses for writer in self._writers),
-            readers=tuple(reader.statistics() for reader in self._readers),
+            pauses=sum(writer.pauses for writer in self._workers.writers),
+            readers=tuple(reader.statistics() for reader in self._workers.readers),
         )
 
     @property
@@ -395,7 +345,7 @@ class LogStore:
 
     def bytes_moved(self) -> int:
         """Bytes of output read since the start."""
-        return sum(reader.statistics().bytes_moved for reader in self._readers)
+        return sum(reader.statistics().bytes_moved for reader in self._workers.readers)
 
     def _running(self) -> Shared:
         if self._shared is None:
@@ -462,7 +412,7 @@ class LogStore:
             room=self._room,
             clock_us=self._clock_us,
             wake=self._wake,
-            on_staged=self._staged,
+            on_staged=self._workers.staged,
             on_stored=self._overflow.logs.discard,
             on_dirty=self._dirty.add,
             on_clean=self._dirty.discard,
@@ -482,43 +432,13 @@ class LogStore:
         if self._waker is not None:
             self._waker.wake(core)
 
-    def _staged(self, core: LogCore) -> None:
-        self._overflow.logs.add(core)
-        self._writers[hash(core) % len(self._writers)].staged(core)
-
     def _rotated(self, core: LogCore) -> None:
         if self._keeper is not None and self._waker is not None:
             self._waker.call(self._keeper.begun, core)
 
-    def _writer_threads(self) -> tuple[int, ...]:
-        return tuple(writer.thread_id for writer in self._writers)
-
-    def _tell_room(self) -> None:
-        for reader in self._readers:
-            reader.look()
-
-    def _tell_pressed(self, pressed: bool) -> None:  # noqa: FBT001 - a callback of Room
-        if pressed:
-            for packer in self._packers:
-                packer.pressed()
-        else:
-            self._overflow.relieved()
-
     def _tell_overflow(self, what: str, begun: bool) -> None:  # noqa: FBT001 - of Overflow
         if self._waker is not None:
             self._waker.call(self._on_overflow, what, begun)
-
-    def _tell_batch(self) -> None:
-        for writer in self._writers:
-            writer.hurry()
-
-    def _pick_reader(self) -> Reader:
-        alive = [reader for reader in self._readers if reader.alive]
-        if not alive:
-            raise Unavailable(
-                "read output", "no reader thread is left", hint="restart joblet.service"
-            )
-        return min(alive, key=lambda reader: reader.load)
 
     def _tell_trouble(self, core: LogCore, error: JobletError | None) -> None:
         core.trouble = error

@@ -31,10 +31,9 @@ class Worker(abc.ABC):
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread and wait for it. Blocking."""
+        """End the thread, which was started, and wait for it. Blocking."""
         self._leave()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._thread.join()
 
     @abc.abstractmethod
     def _leave(self) -> None:
