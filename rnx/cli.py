@@ -38,24 +38,15 @@ EXIT_CODES = "\n".join(
 )
 
 
-def _help(context: click.Context) -> None:
-    session: Session = context.obj
-    session.env.print(context.get_help())
-
-
 @click.group(
     "job",
     cls=LazyGroup,
     modules={**JOB_COMMANDS, "help": "help"},
-    invoke_without_command=True,
     context_settings=CONTEXT,
 )
 @global_options
-@click.pass_context
-def job(context: click.Context) -> None:
+def job() -> None:
     """Run jobs and look at them."""
-    if context.invoked_subcommand is None:
-        _help(context)
 
 
 class Root(LazyGroup):
@@ -79,7 +70,6 @@ class Root(LazyGroup):
         "version": "version",
         "help": "help",
     },
-    invoke_without_command=True,
     context_settings=CONTEXT,
     epilog=EXIT_CODES + "\n  …    with --follow or --wait see rnx job run --help",
 )
@@ -97,8 +87,6 @@ def root(context: click.Context, *, version: bool) -> None:
 
         show(context.obj)
         context.exit(Exit.OK)
-    if context.invoked_subcommand is None:
-        _help(context)
 
 
 def main(words: Sequence[str] | None = None, env: Environment | None = None) -> int:

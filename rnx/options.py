@@ -85,12 +85,19 @@ def _global(*names: str, **kwargs: Any) -> Callable[[Decorated], Decorated]:
 
 
 class Group(click.Group):
-    """A group that says of a word that it does not know what may have been meant. `not_served`:
-    commands that the published rnx has there."""
+    """A group that shows its help when no command is given, and says of a word that it does not
+    know what may have been meant. `not_served`: commands that the published rnx has there."""
 
     def __init__(self, *args: Any, not_served: Collection[str] = NOT_SERVED, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, invoke_without_command=True, **kwargs)
         self.not_served = not_served
+
+    def invoke(self, ctx: click.Context) -> Any:
+        result = super().invoke(ctx)
+        if ctx.invoked_subcommand is None:
+            session: Session = ctx.obj
+            session.env.print(ctx.get_help())
+        return result
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

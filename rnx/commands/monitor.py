@@ -20,19 +20,10 @@ PROCESSES = 10  # that are shown
 MAIN_MOUNTS = ("/", "/boot")  # of the disks, those in the JSON's list
 
 
-@click.group(
-    "monitor",
-    cls=Group,
-    not_served=frozenset({"gpu", "top", "watch"}),
-    invoke_without_command=True,
-)
+@click.group("monitor", cls=Group, not_served=frozenset({"gpu", "top", "watch"}))
 @global_options
-@click.pass_context
-def command(context: click.Context) -> None:
+def command() -> None:
     """Look at a server and its host."""
-    if context.invoked_subcommand is None:
-        session: Session = context.obj
-        session.env.print(context.get_help())
 
 
 @command.command("status")

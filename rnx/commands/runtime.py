@@ -15,14 +15,10 @@ if TYPE_CHECKING:
     from joblet_pb import joblet_pb2 as pb
 
 
-@click.group("runtime", cls=Group, invoke_without_command=True)
+@click.group("runtime", cls=Group)
 @global_options
-@click.pass_context
-def command(context: click.Context) -> None:
+def command() -> None:
     """Look at what a server offers to jobs."""
-    if context.invoked_subcommand is None:
-        session: Session = context.obj
-        session.env.print(context.get_help())
 
 
 @command.command("list")
