@@ -22,7 +22,7 @@ from tests.bench.guest.errors import Broken
 from tests.bench.guest.helper import Helper, say
 from tests.bench.guest.keepers import JobletKeeper
 from tests.bench.guest.load import Compare, Load, loads
-from tests.bench.guest.measure import Row, Table, broken, row
+from tests.bench.guest.measure import Row, Table, broken, in_turn, row
 from tests.bench.guest.peers import Joblet
 from tests.bench.guest.server import Watch, restart
 from tests.bench.guest.setting import Setting
@@ -150,8 +150,6 @@ def _followers(setting: Setting, count: int) -> list[Table]:
         return burst(keeper(), loads(1, total), during=watches[-1])
 
     bursts: list[Burst] = []
-    rates: dict[str, list[float]] = {}
-    errors: dict[str, str] = {}
     ways: dict[str, Callable[[], float]] = {}
 
     def library() -> float:
@@ -162,22 +160,12 @@ def _followers(setting: Setting, count: int) -> list[Table]:
     if count == 1:
         ways["joblet: rnx job log, a process"] = lambda: ours(lambda: ShownKeeper(joblet)).kept_rate
     ways["raw TLS, nothing else"] = functools.partial(tls.rate, count, min(PROCESSES, count), total)
-    for number in range(rounds):
-        names = list(ways)
-        for name in [*names[number % len(names) :], *names[: number % len(names)]]:
-            if name in errors:
-                continue
-            try:
-                rates.setdefault(name, []).append(ways[name]())
-            except Broken as error:
-                errors[name] = str(error)
-                rates.pop(name, None)
+    rates, errors = in_turn(ways, rounds, first_counts=True)
     who = "1 follower" if count == 1 else f"{count} followers"
     made: list[Row] = []
     every: list[Row] = []
-    for name in sorted(rates, key=list(ways).index):
+    for name, values in rates.items():
         note = f"{total / 1e6:.0f} MB to each, every byte as printed"
-        values = rates[name]
         mine = name.startswith("joblet")
         made.append(row(name, values, unit=UNIT, ours=mine, note=note if mine else ""))
         every.append(row(name, [count * value for value in values], unit=UNIT, ours=mine))

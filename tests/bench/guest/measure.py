@@ -65,19 +65,26 @@ def broken(name: str, error: str, *, known: bool = False) -> Row:
 
 
 def in_turn(
-    ways: Mapping[str, Callable[[], T]], runs: int, *, gap_s: float = 0.0
+    ways: Mapping[str, Callable[[], T]],
+    runs: int,
+    *,
+    gap_s: float = 0.0,
+    first_counts: bool = False,
+    fewer: Mapping[str, int] = {},
 ) -> tuple[dict[str, list[T]], dict[str, str]]:
     """`runs` results of each way, and what was wrong with those that broke.
 
-    A B C, B C A, C A B, …: nobody always comes after the same one. A first round does not count.
-    A way that breaks is left out from then on, and has no results.
+    A B C, B C A, C A B, …: nobody always comes after the same one. A first round does not count,
+    unless `first_counts`. A way has fewer results if `fewer` says so; one that breaks is left out
+    from then on, and has none.
     """
     results: dict[str, list[T]] = {name: [] for name in ways}
     errors: dict[str, str] = {}
     names = list(ways)
-    for number in range(runs + 1):
+    warm_up = 0 if first_counts else 1
+    for number in range(warm_up + runs):
         for name in [*names[number % len(names) :], *names[: number % len(names)]]:
-            if name in errors:
+            if name in errors or len(results[name]) >= fewer.get(name, runs):
                 continue
             time.sleep(gap_s)
             try:
@@ -86,7 +93,7 @@ def in_turn(
                 errors[name] = str(error)
                 del results[name]
                 continue
-            if number:
+            if number >= warm_up:
                 results[name].append(result)
     return results, errors
 

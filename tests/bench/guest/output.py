@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The part that measures how fast output is kept: many jobs, lines of 100 bytes, full speed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from tests.bench.guest.burst import Burst, Keeper, burst
-from tests.bench.guest.errors import Broken
+from tests.bench.guest.burst import Burst, burst
 from tests.bench.guest.keepers import (
     CatKeeper,
     CatNull,
@@ -13,8 +12,8 @@ from tests.bench.guest.keepers import (
     JournalKeeper,
     PodmanKeeper,
 )
-from tests.bench.guest.load import LINE_BYTES, loads
-from tests.bench.guest.measure import Row, Table, broken, row
+from tests.bench.guest.load import LINE_BYTES, Load, loads
+from tests.bench.guest.measure import Row, Table, broken, in_turn, row
 from tests.bench.guest.peers import Joblet
 from tests.bench.guest.server import Watch, restart, rss_anon_mib
 from tests.bench.guest.setting import Setting
@@ -41,11 +40,21 @@ def _output(setting: Setting, count: int) -> list[Table]:
     restart()
     joblet = Joblet()
     memory: list[tuple[float, Watch]] = []
-    ways: dict[str, tuple[Callable[[], Keeper], float, int]] = {
-        "joblet": (lambda: JobletKeeper(joblet), 1.0, setting.rounds),
-        CatKeeper.name: (CatKeeper, 1.0, setting.rounds),
-        CatNull.name: (CatNull, 1.0, setting.rounds),
-        JournalKeeper.name: (JournalKeeper, JOURNAL_SHARE, 1 if count > 1 else setting.rounds),
+
+    def work(share: float) -> list[Load]:
+        return loads(count, setting.total(share * SHARES[count]))
+
+    def ours() -> Burst:
+        before, watch = rss_anon_mib(), Watch()
+        done = burst(JobletKeeper(joblet), work(1.0), during=watch)
+        memory.append((before, watch))
+        return done
+
+    ways: dict[str, Callable[[], Burst]] = {
+        "joblet": ours,
+        CatKeeper.name: lambda: burst(CatKeeper(), work(1.0)),
+        CatNull.name: lambda: burst(CatNull(), work(1.0)),
+        JournalKeeper.name: lambda: burst(JournalKeeper(), work(JOURNAL_SHARE)),
     }
     left_out: list[Row] = []
     if setting.podman is None:
@@ -55,30 +64,9 @@ def _output(setting: Setting, count: int) -> list[Table]:
         left_out.append(broken(PodmanKeeper.name, why, known=True))
     else:
         podman = setting.podman
-        rounds = 1 if count > 1 else setting.rounds
-        ways[PodmanKeeper.name] = (lambda: PodmanKeeper(podman), PODMAN_SHARE, rounds)
-    results: dict[str, list[Burst]] = {}
-    errors: dict[str, str] = {}
-    for number in range(setting.rounds):
-        names = list(ways)
-        for name in [*names[number % len(names) :], *names[: number % len(names)]]:
-            make, share, rounds = ways[name]
-            if name in errors or number >= rounds:
-                continue
-            work = loads(count, setting.total(share * SHARES[count]))
-            try:
-                if name == "joblet":
-                    before = rss_anon_mib()
-                    watch = Watch()
-                    done = burst(make(), work, during=watch)
-                    memory.append((before, watch))
-                else:
-                    done = burst(make(), work)
-            except Broken as error:
-                errors[name] = str(error)
-                results.pop(name, None)
-                continue
-            results.setdefault(name, []).append(done)
+        ways[PodmanKeeper.name] = lambda: burst(PodmanKeeper(podman), work(PODMAN_SHARE))
+    once = dict.fromkeys((JournalKeeper.name, PodmanKeeper.name), 1) if count > 1 else {}
+    results, errors = in_turn(ways, setting.rounds, first_counts=True, fewer=once)
     left_out += [broken(name, error) for name, error in errors.items()]
     return [*_tables(count, results, left_out), *_memory(count, memory)]
 
@@ -89,8 +77,8 @@ def _tables(count: int, results: Mapping[str, list[Burst]], left_out: list[Row])
     ended: list[Row] = []
     for name, runs in results.items():
         ours = name == "joblet"
-        note = f"{runs[0].total / 1e6:.0f} MB" + (f", {runs[-1].note}" if runs[-1].note else "")
-        rows.append(row(name, [run.kept_rate for run in runs], unit=UNIT, ours=ours, note=note))
+        rates = [run.kept_rate for run in runs]
+        rows.append(row(name, rates, unit=UNIT, ours=ours, note=note_of(runs)))
         if ours:
             rates = [run.ended_rate for run in runs]
             ended.append(row("joblet: the jobs' end included", rates, unit=UNIT, ours=True))
@@ -128,6 +116,10 @@ def _memory(count: int, memory: list[tuple[float, Watch]]) -> list[Table]:
         )
     ]
     return [{"title": f"{jobs_of(count)}: the server's RssAnon", "rows": rows}]
+
+
+def note_of(runs: Sequence[Burst]) -> str:
+    return f"{runs[0].total / 1e6:.0f} MB" + (f", {runs[-1].note}" if runs[-1].note else "")
 
 
 def jobs_of(count: int) -> str:

@@ -5,16 +5,15 @@ Their own rate is what counts, against readers that keep nothing: what a log eng
 job that prints so. A burst is what fits the stage; what comes after it is the sustained rate.
 """
 
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.bench.guest.burst import Burst, Keeper, burst
+from tests.bench.guest.burst import Burst, burst
 from tests.bench.guest.errors import Broken
 from tests.bench.guest.keepers import CatNull, JobletKeeper, SpliceNull
 from tests.bench.guest.load import LINE_BYTES, loads
-from tests.bench.guest.measure import Row, Table, broken, row
-from tests.bench.guest.output import jobs_of
+from tests.bench.guest.measure import Row, Table, broken, in_turn, row
+from tests.bench.guest.output import jobs_of, note_of
 from tests.bench.guest.peers import Joblet
 from tests.bench.guest.server import restart
 from tests.bench.guest.setting import Setting
@@ -39,33 +38,21 @@ def writes(setting: Setting) -> list[Table]:
 def _writes(setting: Setting, count: int) -> list[Table]:
     restart()
     joblet = Joblet()
-
-    ways: dict[str, Callable[[], Keeper]] = {
-        "joblet": functools.partial(JobletKeeper, joblet),
-        SpliceNull.name: SpliceNull,
-        CatNull.name: CatNull,
-    }
     total = min(setting.total(BURST_SHARE), int(STAGE_PART * stage_bytes()))
-    results: dict[str, list[Burst]] = {name: [] for name in ways}
-    errors: dict[str, str] = {}
-    for number in range(setting.rounds):
-        names = list(ways)
-        for name in [*names[number % len(names) :], *names[: number % len(names)]]:
-            if name in errors:
-                continue
-            try:
-                results[name].append(burst(ways[name](), loads(count, total, LINE_BYTES)))
-            except Broken as error:
-                errors[name] = str(error)
+    work = loads(count, total, LINE_BYTES)
+    ways: dict[str, Callable[[], Burst]] = {
+        "joblet": lambda: burst(JobletKeeper(joblet), work),
+        SpliceNull.name: lambda: burst(SpliceNull(), work),
+        CatNull.name: lambda: burst(CatNull(), work),
+    }
+    results, errors = in_turn(ways, setting.rounds, first_counts=True)
     rows: list[Row] = []
     for name, runs in results.items():
-        if name not in errors and runs:
-            rates = [_lines(run.printed_rate) for run in runs]
-            note = f"{runs[0].total / 1e6:.0f} MB" + (f", {runs[-1].note}" if runs[-1].note else "")
-            rows.append(row(name, rates, unit=UNIT, ours=name == "joblet", note=note))
+        rates = [_lines(run.printed_rate) for run in runs]
+        rows.append(row(name, rates, unit=UNIT, ours=name == "joblet", note=note_of(runs)))
     rows += [broken(name, error) for name, error in errors.items()]
     late: list[Row] = []
-    if ours := results["joblet"]:
+    if ours := results.get("joblet"):
         rates = [_lines(run.kept_rate) for run in ours]
         rows.append(row("joblet: until all is in files", rates, unit=UNIT, ours=True))
         behind = [(run.kept_ns - run.printed_ns) / 1e6 for run in ours]

@@ -77,6 +77,12 @@ def test_nobody_always_comes_after_the_same_one() -> None:
     assert "".join(seen) == "abcbcacab"
     assert results == {name: [1.0, 1.0] for name in "abc"}
     assert errors == {}
+    seen.clear()
+    ways = {name: functools.partial(way, name) for name in "abc"}
+    results, errors = in_turn(ways, 3, first_counts=True, fewer={"b": 1})
+    assert "".join(seen) == "abccaca"
+    assert results == {"a": [1.0] * 3, "b": [1.0], "c": [1.0] * 3}
+    assert errors == {}
 
 
 def test_who_breaks_is_left_out_from_then_on() -> None:
