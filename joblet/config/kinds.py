@@ -31,6 +31,11 @@ MAX_TASKS: Final = 4_194_304  # the kernel's PID_MAX_LIMIT
 # 1 GiB in all (threads-max is about 7,900 there).
 DEFAULT_MAX_TASKS: Final = 2048
 
+# What a job is let near, from the widest fence to the narrowest; `trusted` may nest namespaces, and
+# is off unless init.yml names it. (joblet.launch.plan says more; it imports nothing of joblet, and
+# a test holds the two together.)
+PROFILES: Final = ("default", "strict", "trusted")
+
 MAX_INT32: Final = 2**31 - 1
 
 

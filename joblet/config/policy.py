@@ -17,6 +17,7 @@ from joblet.config.kinds import (
     LEVEL,
     MAX_TASKS,
     PATH,
+    PROFILES,
     UID_FIRST,
     UID_LAST,
     UIDS_PER_JOB,
@@ -44,10 +45,6 @@ PROPERTIES: Final[Mapping[str, int | None]] = {
     "IOWeight": 10_000,
     "TasksMax": MAX_TASKS,
 }
-PROFILES: Final = (
-    "default",
-    "trusted",
-)  # `trusted` may nest namespaces; off unless the file names it
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,7 +88,7 @@ class InitPolicy:
         Text(r"joblet(?:-[a-z0-9]+)*\.slice", "joblet.slice or one below it"),
         "joblet.slice",
     )
-    profiles: tuple[str, ...] = setting("profiles", Words(PROFILES), ["default"])
+    profiles: tuple[str, ...] = setting("profiles", Words(PROFILES), ["default", "strict"])
     properties: tuple[str, ...] = setting("properties", Words(tuple(PROPERTIES)), list(PROPERTIES))
     ceilings: Mapping[str, int] = setting("ceilings", Ceilings(), {})
     # A scope's TimeoutStopSec: a shutdown of the host waits for it.

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """joblet-config.yml, the server's configuration: the keys that Joblet clients and servers publish,
-as far as they mean something here, and some of our own (sections `limits`, `stream`,
+as far as they mean something here, and some of our own (sections `limits`, `isolation`, `stream`,
 `journal` and `paths`, and spill_directory, on_full and sync_interval of `log_persistence`).
 
 A key that nobody knows gives a warning; the published keys without a meaning here give one note.
@@ -27,6 +27,7 @@ from joblet.config.kinds import (
     MIN_MEMORY_MIB,
     MIN_TASKS,
     PATH,
+    PROFILES,
     Address,
     Choice,
     Duration,
@@ -154,6 +155,13 @@ class LimitPolicy:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Isolation:
+    """Ours: how jobs are kept apart from the machine, where their clients do not say."""
+
+    profile: str = setting("profile", Choice(PROFILES), "default")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Buffers:
     # At most this much output in one message; clients refuse messages of 4 MiB and more.
     chunk_bytes: int = setting("chunk_size", Size(4096, (4 << 20) - 65536), 512 << 10)
@@ -245,6 +253,7 @@ class ServerConfig:
     grpc: Grpc = Grpc()
     logging: Logging = Logging()
     limits: LimitPolicy = LimitPolicy()
+    isolation: Isolation = Isolation()
     buffers: Buffers = Buffers()
     stream: Streaming = Streaming()
     log_persistence: LogPersistence = LogPersistence()

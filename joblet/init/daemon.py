@@ -21,6 +21,7 @@ from typing import Final
 from joblet import __version__
 from joblet.config import InitPolicy, load_policy
 from joblet.errors import FailedPrecondition, Internal, JobletError
+from joblet.init import seccomp
 from joblet.init.directories import Directories
 from joblet.init.journal_process import JournalProcess
 from joblet.init.journal_sync import JournalSync
@@ -108,7 +109,7 @@ async def _run(
         stack.callback(journal.close)
         stack.callback(zygote.close)
         scopes = Scopes(manager, policy)
-        launches = Launches(policy, directories, zygote, scopes)
+        launches = Launches(policy, directories, zygote, scopes, seccomp.make(policy.profiles))
         server = Server(policy, directories, launches, scopes, journal)
         serving = asyncio.create_task(server.serve(listener))
         broken = asyncio.create_task(launches.zygote_gone.wait())

@@ -15,6 +15,7 @@ import errno
 import os
 import signal
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -33,7 +34,7 @@ from joblet.init import policy as permits
 from joblet.init.directories import Directories
 from joblet.init.scopes import Scopes
 from joblet.launch import pid1
-from joblet.launch.plan import Plan
+from joblet.launch.plan import Filters, Plan
 from joblet.launch.zygote import Zygote
 
 if TYPE_CHECKING:
@@ -69,12 +70,19 @@ class Launch:
 
 class Launches:
     def __init__(
-        self, policy: InitPolicy, directories: Directories, zygote: Zygote, scopes: Scopes
+        self,
+        policy: InitPolicy,
+        directories: Directories,
+        zygote: Zygote,
+        scopes: Scopes,
+        filters: Mapping[str, Filters],
     ) -> None:
+        """filters: by profile, for each that the policy permits."""
         self._policy = policy
         self._directories = directories
         self._zygote = zygote
         self._scopes = scopes
+        self._filters = filters
         self._launches: dict[str, Launch] = {}  # on their way to the scope, or waiting for the go
         self._under_way: set[str] = set()  # these, and those which are being undone or let go
         self._forking = asyncio.Lock()
@@ -117,7 +125,8 @@ class Launches:
         plan = launch.plan
         # PID 1 has its own; a copy of ours would keep the pipes from ending
         with contextlib.ExitStack() as ours:
-            plan_fd = _memfd(plan.to_checked())  # what has been checked, not what came
+            # what has been checked, not what came
+            plan_fd = _memfd(plan.to_checked(self._filters[plan.profile]))
             ours.callback(os.close, plan_fd)
             directory, ends = await self._create(plan)
             ours.callback(link.close_all, [directory, *ends])

@@ -19,7 +19,7 @@ from typing import Final
 
 from joblet.launch import syscalls as sys
 from joblet.launch.failure import Failed, sentence, why_not_executed
-from joblet.launch.plan import UID_COUNT, WORK, Plan
+from joblet.launch.plan import TRUSTED, UID_COUNT, WORK, Plan
 
 # What "root" keeps inside its user namespace: enough for packages and archives, nothing over the
 # host
@@ -130,7 +130,7 @@ def _run(
         _own_keyring()
         # by path it is masked already; inside the namespace, or it would be the host's own limit
         step = "max_user_namespaces"
-        if plan.profile != "trusted":
+        if plan.profile != TRUSTED:
             _write("user/max_user_namespaces", b"0", dir_fd=proc_sys)
         # after the user namespace, which hands out a full set
         step = "capabilities"
@@ -139,6 +139,10 @@ def _run(
         sys.prctl(sys.PR_SET_NO_NEW_PRIVS, 1)
         step, subject = "chdir", plan.cwd
         _enter(plan.cwd)
+        # as late as can be: all of the above is to be done once, and what follows is allowed
+        step, subject = "seccomp", ""
+        for program, flags in plan.filters:
+            sys.seccomp_filter(program, flags)
         # ignored signals survive exec
         for number in ignored():
             signal.signal(number, signal.SIG_DFL)

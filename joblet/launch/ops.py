@@ -66,6 +66,9 @@ DEV_LINKS: Final = {
     "ptmx": "pts/ptmx",
 }
 
+# Where a job can write besides /work, unless its profile says no
+SCRATCH: Final = ("/dev/shm", "/dev/mqueue", "/tmp", "/run", "/var/tmp")  # noqa: S108
+
 PASSWD_FILE: Final = (
     "root:x:0:0:root:/work:/bin/sh\n"  # noqa: S105
     "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
@@ -226,11 +229,11 @@ class Pivot:
         os.chdir("/")
 
 
-def root(new: str, work: str, *, resolv_conf: bytes) -> list[Operation]:
+def root(new: str, work: str, *, resolv_conf: bytes, read_only: bool) -> list[Operation]:
     """Operations that make `new` (a directory of the host) the job's root, and pivot into it.
 
-    work: the host's directory that becomes /work. Later ones rely on earlier ones; see the
-    comments.
+    work: the host's directory that becomes /work. read_only: nothing else can be written to. Later
+    ones rely on earlier ones; see the comments.
     """
     ops: list[Operation] = [
         # nodev last: /dev is a filesystem of its own
@@ -273,6 +276,8 @@ def root(new: str, work: str, *, resolv_conf: bytes) -> list[Operation]:
         ReadOnlyMount("/"),
         ReadOnlyMount("/dev"),
     ]
+    if read_only:
+        ops += [ReadOnlyMount(path) for path in SCRATCH]
     return ops
 
 

@@ -33,7 +33,7 @@ from joblet.launch.cgroup import Cgroup, own_path
 from joblet.launch.command import Command
 from joblet.launch.failure import Failed, sentence
 from joblet.launch.holder import Ctl
-from joblet.launch.plan import Plan
+from joblet.launch.plan import STRICT, Plan
 from joblet.launch.protocol import ExitRecord
 
 # on the gate, a SEQPACKET socket to init mode
@@ -174,7 +174,9 @@ class Pid1:
             resolv_conf = _read("/etc/resolv.conf")
             # the new root is mounted over the job's directory itself: "work" is found through the
             # current directory, which stays the one beneath
-            for operation in ops.root(self.directory, "work", resolv_conf=resolv_conf):
+            strict = self.plan.profile == STRICT
+            made = ops.root(self.directory, "work", resolv_conf=resolv_conf, read_only=strict)
+            for operation in made:
                 step = operation.step
                 operation.execute()
             os.fchdir(self.directory_fd)

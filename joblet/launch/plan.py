@@ -25,6 +25,17 @@ MAX_US: Final = 2**53  # larger times are nonsense, and JSON readers disagree ab
 
 WORK: Final = "/work"
 
+# Profiles: how much of the machine a job is let near. All have the same namespaces, capabilities
+# and masks, but for what is said here; filters of system calls are init mode's, in init/seccomp.py.
+DEFAULT: Final = "default"
+STRICT: Final = "strict"  # writes to /work alone
+TRUSTED: Final = "trusted"  # may make namespaces in its own
+PROFILES: Final = (DEFAULT, STRICT, TRUSTED)
+
+# Of system calls, to be loaded in this order: arrays of the machine's struct sock_filter, each with
+# the flags of seccomp(2)
+Filters = tuple[tuple[bytes, int], ...]
+
 
 class PlanError(ValueError):
     """A plan that is malformed, with the field's name."""
@@ -40,6 +51,7 @@ class Plan:
     how large, and knows their D-Bus types. timeout_us and grace_us: 0 means never and at once.
     stop_us: the scope's TimeoutStopSec, by which PID 1 must be gone when systemd stops the scope.
     journal: stdout and stderr are streams of the journal, and there are no FIFOs.
+    filters: init mode's, for its profile; no plan of a server has any.
     """
 
     job: str
@@ -55,26 +67,29 @@ class Plan:
     timeout_us: int = 0
     grace_us: int = 5_000_000
     stop_us: int = 10_000_000
-    profile: str = "default"
+    profile: str = DEFAULT
     properties: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     version: int = VERSION
+    filters: Filters = ()
 
     def to_bytes(self) -> bytes:
         fields = dataclasses.asdict(self)
+        del fields["filters"]
         if not self.journal:  # an init mode of before knows it not, and need not
             del fields["journal"]
         return json.dumps(fields, separators=(",", ":")).encode()
 
-    def to_checked(self) -> bytes:
+    def to_checked(self, filters: Filters = ()) -> bytes:
         """For a PID 1, which is forked from this same program: the fields, without the properties,
-        as marshal has them.
+        and the filters that the command is to load, as marshal has them.
 
         Whoever writes this has checked the plan. Not JSON once more: in a process that has just
         been forked every page is copied at its first touch, even of an object that is only looked
         at, and JSON's reader and all checks touch 240 of them (1.4 ms, and they stay).
         """
         names = [field.name for field in dataclasses.fields(self) if field.name != "properties"]
-        return marshal.dumps({name: getattr(self, name) for name in names} | {"env": {**self.env}})
+        fields = {name: getattr(self, name) for name in names}
+        return marshal.dumps(fields | {"env": {**self.env}, "filters": filters})
 
     @classmethod
     def from_checked(cls, data: bytes) -> "Plan":
@@ -101,7 +116,7 @@ class Plan:
             raise PlanError("not JSON") from None
         if not isinstance(fields, dict):
             raise PlanError("not an object")
-        names = {field.name for field in dataclasses.fields(cls)}
+        names = {field.name for field in dataclasses.fields(cls)} - {"filters"}
         if unknown := sorted(fields.keys() - names):
             raise PlanError(f"unknown field {unknown[0]!r:.80}")
         for name in ("job", "path", "argv", "env", "uid_base", "version"):

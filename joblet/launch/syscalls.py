@@ -41,6 +41,9 @@ PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NO_NEW_PRIVS = 38
 
+SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_FILTER_FLAG_LOG = 2
+
 CAP_CHOWN = 0
 CAP_DAC_OVERRIDE = 1
 CAP_FOWNER = 3
@@ -60,6 +63,7 @@ SFD_CLOEXEC = os.O_CLOEXEC
 SIGINFO_SIZE = 128  # struct signalfd_siginfo
 
 FIONREAD = 0x541B
+SOCK_FILTER_SIZE = 8
 
 PTRACE_DETACH = 17
 KEYCTL_JOIN_SESSION_KEYRING = 1
@@ -178,6 +182,13 @@ def capset(caps: int) -> None:
     _check(_libc.capset(header, data))
 
 
+def seccomp_filter(program: bytes, flags: int) -> None:
+    """Load a filter, an array of struct sock_filter, for this process and all that come of it."""
+    start = ctypes.cast(ctypes.c_char_p(program), ctypes.c_void_p).value
+    fprog = struct.pack("@HP", len(program) // SOCK_FILTER_SIZE, start)
+    _check(_libc.syscall(_NR_SECCOMP, SECCOMP_SET_MODE_FILTER, flags, fprog))
+
+
 def ptrace_detach(pid: int, number: int) -> None:
     """Let a tracee that is stopped go on, with this signal (0: none), no longer traced."""
     _check(_libc.ptrace(PTRACE_DETACH, pid, None, number))
@@ -201,3 +212,4 @@ def signalfd(signals: set[int]) -> int:
 _PIVOT_ROOT_NUMBERS = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "loongarch64": 41}
 _NR_PIVOT_ROOT = _PIVOT_ROOT_NUMBERS.get(os.uname().machine, 155)
 _NR_KEYCTL = 250 if os.uname().machine == "x86_64" else 219
+_NR_SECCOMP = 317 if os.uname().machine == "x86_64" else 277

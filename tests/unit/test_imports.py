@@ -82,6 +82,7 @@ FOREIGN = {
     "google": ("joblet.server.rpc", "rnx.client", "rnx.formats"),
     "dbus_next": ("joblet.systemd.bus",),
     "systemd": ("joblet.systemd.unit_journal",),
+    "seccomp": ("joblet.init.seccomp",),
     "cryptography": ("joblet.server.access", "joblet.admin"),
     "yaml": ("joblet.config.reading", "joblet.admin.files", "rnx.config"),
     "zstandard": (

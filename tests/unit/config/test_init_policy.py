@@ -22,7 +22,7 @@ def test_defaults() -> None:
     assert policy == config.parse_policy("") == config.parse_policy("# nothing\n")
     assert policy.server_user == "joblet"
     assert policy.slice == "joblet.slice"
-    assert policy.profiles == ("default",)
+    assert policy.profiles == ("default", "strict")
     assert policy.properties == tuple(config.PROPERTIES)
     assert policy.ceilings == {}
     assert policy.max_plan_bytes == 1 << 20
@@ -55,7 +55,7 @@ def test_a_narrower_policy() -> None:
         ),
         ("slice: joblet-a-.slice", "not joblet.slice"),
         ("slice: ../joblet.slice", "not joblet.slice"),
-        ("profiles: [unsafe]", "['unsafe'], not a list of some of default, trusted"),
+        ("profiles: [unsafe]", "['unsafe'], not a list of some of default, strict, trusted"),
         ("profiles: trusted", "'trusted', not a list"),
         ("properties: [ExecStart]", "not a list of some of CPUQuotaPerSecUSec"),
         ("properties: [[]]", "not a list of some of"),

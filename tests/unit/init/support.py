@@ -22,7 +22,7 @@ from typing import Any, Self
 from joblet import link
 from joblet.config import InitPolicy
 from joblet.errors import JobletError
-from joblet.init import journal_copy, journal_process
+from joblet.init import journal_copy, journal_process, seccomp
 from joblet.init import policy as permits
 from joblet.init.journal_process import JournalProcess
 from joblet.init.journal_sync import JournalSync
@@ -189,7 +189,8 @@ class Init:
         self.host = host
         self.policy = InitPolicy()
         self.scopes = PlayedScopes(host)
-        self.launches = Launches(self.policy, host.directories, host.zygote, self.scopes)
+        filters = seccomp.make(self.policy.profiles)
+        self.launches = Launches(self.policy, host.directories, host.zygote, self.scopes, filters)
         self.journal = PlayedJournal(str(journal))
         self.sync = JournalSync(f"{journal}.varlink")
         self.plans: list[Plan] = []

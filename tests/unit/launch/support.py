@@ -144,7 +144,7 @@ class Job:
         self.gate, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.gate.settimeout(WAIT_S)
         memfd = os.memfd_create("plan")
-        os.write(memfd, plan.to_checked())
+        os.write(memfd, plan.to_checked(plan.filters))
         fds = [memfd, directory, theirs.fileno(), *ends]
         try:
             host.zygote.request(host.directories.path(plan.job), fds)

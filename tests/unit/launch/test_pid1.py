@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from joblet.init import seccomp
 from joblet.launch import pid1, protocol
-from joblet.launch.plan import MAX_STRING
+from joblet.launch.plan import MAX_STRING, PROFILES
 from tests.unit.launch.support import ENV, Host, Job, descriptors, eventually, python
 
 SECOND_US = 1_000_000
@@ -212,6 +213,72 @@ print(libc.syscall(keyctl, 10, -3, b"user", b"joblet-test", 0) > 0)  # KEYCTL_SE
 """
     found = [host.run([*python(script), word])[1].split() for word in ("add", "look", "add")]
     assert found == [[b"True", b"True"], [b"False"], [b"True", b"True"]]
+
+
+ATTEMPTS = """
+import ctypes, errno, platform, socket, threading
+libc = ctypes.CDLL(None, use_errno=True)
+def attempt(name, result):
+    print(name, errno.errorcode[ctypes.get_errno()] if result < 0 else "ok")
+x86 = platform.machine() == "x86_64"
+attempt("request_key", libc.syscall(249 if x86 else 218, b"user", b"joblet-none", None, -3))
+attempt("unshare", libc.unshare(0x10000000))
+attempt("clone3", libc.syscall(435, None, 0))
+attempt("io_uring", libc.syscall(425, 1, None))
+attempt("ptrace", libc.ptrace(0, 0, None, None))
+def worker():
+    attempt("in a thread", libc.syscall(425, 1, None))
+thread = threading.Thread(target=worker)
+thread.start()
+thread.join()
+print([line for line in open("/proc/self/status") if line.startswith("Seccomp:")])
+"""
+
+
+def attempts(host: Host, **fields: object) -> list[str]:
+    record, output = host.run(python(ATTEMPTS), **fields)
+    assert record.code == 0
+    return output.decode().splitlines()
+
+
+def test_filters_of_system_calls(host: Host) -> None:
+    """Of what every user may do, for a job without filters, with its profile's, and with them
+    and all that its profile permits."""
+    filters = seccomp.make(PROFILES)
+    bare = attempts(host)
+    assert bare == ["request_key ENOKEY", "unshare ENOSPC", "clone3 EINVAL", "io_uring EFAULT",
+                    "ptrace ok", "in a thread EFAULT", "['Seccomp:\\t0\\n']"]  # fmt: skip
+    default = attempts(host, filters=filters["default"])
+    assert default == ["request_key EPERM", "unshare EPERM", "clone3 ENOSYS", "io_uring EPERM",
+                       "ptrace ok", "in a thread EPERM", "['Seccomp:\\t2\\n']"]  # fmt: skip
+    strict = attempts(host, filters=filters["strict"], profile="strict")
+    assert strict == [*default[:4], "ptrace EPERM", *default[5:]]
+    trusted = attempts(host, filters=filters["trusted"], profile="trusted")
+    assert trusted == ["request_key ENOKEY", "unshare ok", "clone3 EINVAL", "io_uring EFAULT",
+                       "ptrace ok", "in a thread EFAULT", "['Seccomp:\\t2\\n']"]  # fmt: skip
+
+
+def test_a_filter_that_the_kernel_does_not_take(host: Host) -> None:
+    job = host.launch(["true"], filters=((b"\xff" * 8, 0),))
+    assert job.holder
+    job.holder.hello()
+    record = job.holder.end()
+    assert (record.ended_by, record.step, record.errno) == ("launch", "seccomp", errno.EINVAL)
+    assert "cannot prepare the job: seccomp: Invalid argument" in record.detail
+
+
+WRITES = (
+    "for d in /work /tmp /var/tmp /run /dev/shm /dev /etc /; do touch $d/x 2>&1 && echo $d; done"
+)
+
+
+def test_strict_writes_to_its_work_alone(host: Host) -> None:
+    _, everybody = host.run(["sh", "-c", WRITES])
+    written = [line for line in everybody.decode().splitlines() if "touch" not in line]
+    assert written == ["/work", "/tmp", "/var/tmp", "/run", "/dev/shm"]
+    _, strict = host.run(["sh", "-c", WRITES], profile="strict")
+    assert [line for line in strict.decode().splitlines() if "touch" not in line] == ["/work"]
+    assert strict.count(b"Read-only file system") == 7
 
 
 # --- launches that fail ---------------------------------------------------------------------------

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from joblet import config
 from joblet.launch.plan import (
     MAX_STRING,
     MAX_STRINGS,
     MAX_US,
+    PROFILES,
     VERSION,
     Plan,
     PlanError,
@@ -69,7 +71,9 @@ SAMPLE = Plan(
 
 def fields(**changes: Any) -> dict[str, Any]:
     plan = Plan(job=JOB, path="/bin/true", argv=("true",), env={"A": "b"}, uid_base=7)
-    return {**dataclasses.asdict(plan), **changes}
+    made = dataclasses.asdict(plan)
+    del made["filters"]
+    return {**made, **changes}
 
 
 def refusal(**changes: Any) -> str:
@@ -229,7 +233,8 @@ def test_the_longest_strings_pass() -> None:
 
 def test_a_frozen_plan_is_plain_data() -> None:
     plan = Plan(job=JOB, path="/a", argv=("a",), env={}, uid_base=0, journal=True)
-    assert set(json.loads(plan.to_bytes())) == {f.name for f in dataclasses.fields(Plan)}
+    names = {f.name for f in dataclasses.fields(Plan)}
+    assert set(json.loads(plan.to_bytes())) == names - {"filters"}
     # what is younger than the format is there only if it is used
     stored = dataclasses.replace(plan, journal=False)
     assert "journal" not in json.loads(stored.to_bytes())
@@ -237,7 +242,20 @@ def test_a_frozen_plan_is_plain_data() -> None:
     assert all(letter in string.printable for letter in plan.to_bytes().decode())
 
 
+def test_filters_are_init_modes_alone() -> None:
+    """A server that was taken over brings none of its own, and takes none away."""
+    assert refusal(filters=[]) == "unknown field 'filters'"
+    with_own = dataclasses.replace(SAMPLE, filters=((b"12345678", 0),))
+    assert b"filters" not in with_own.to_bytes()
+    assert Plan.from_checked(with_own.to_checked()).filters == ()
+
+
+def test_the_profiles_that_the_configuration_knows() -> None:
+    assert set(PROFILES) == set(config.PROFILES)
+
+
 def test_a_checked_plan_reaches_pid1_as_it_is() -> None:
-    handed = Plan.from_checked(SAMPLE.to_checked())
-    assert handed == dataclasses.replace(SAMPLE, properties={})
+    filters = ((bytes(range(256)), 0), (b"\0" * 8, 2))
+    handed = Plan.from_checked(SAMPLE.to_checked(filters))
+    assert handed == dataclasses.replace(SAMPLE, properties={}, filters=filters)
     assert (handed.argv, handed.env) == (SAMPLE.argv, SAMPLE.env)
