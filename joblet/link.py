@@ -6,10 +6,10 @@ fds along.
                                                          {"id": n, "error": {"code", "what", "why",
                                                          "hint"}}
 
-The first message of each side is a hello, `{"hello": VERSION, "oldest": OLDEST, "program": …}`; a
-peer
-that shares no version is told so and dropped. A hang-up withdraws every launch that has not got
-its go.
+The first message of each side is a hello, `{"hello": VERSION, "oldest": OLDEST, "program": …}`,
+init mode's with `"permits": {"uid_first", "uid_last", "profiles"}`, which is what its policy says
+of jobs; a peer that shares no version is told so and dropped. A hang-up withdraws every launch that
+has not got its go.
 
     launch    job, fd: plan                -> pid, cgroup      directory, PID 1, scope
     go        job                          -> fd: ctl          answered once the scope stands and
@@ -215,8 +215,9 @@ def close_all(fds: Sequence[int]) -> None:
         socket.close(fd)
 
 
-def hello() -> Message:
-    return {"hello": VERSION, "oldest": OLDEST, "program": f"joblet {__version__}"}
+def hello(**more: object) -> Message:
+    """more: what this side has to say of itself."""
+    return {"hello": VERSION, "oldest": OLDEST, "program": f"joblet {__version__}", **more}
 
 
 def agree(message: Message) -> int:

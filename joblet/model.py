@@ -142,6 +142,7 @@ class JobSpec:
     log_driver: str = ""  # where the output goes: "", the store, or JOURNALD
     overflow_strategy: str = ""  # for its output; "": the server's
     on_full: str = ""
+    profile: str = ""  # what it is let near; "" in a record of before there were any
 
     @property
     def streams(self) -> tuple[int, ...]:

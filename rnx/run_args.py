@@ -56,6 +56,12 @@ FLAGS: Final = (
     Flag("--max-tasks", "Limit of processes and threads.", "N"),
     Flag("--timeout", "End the job after this time: 30s, 5m, 1h30m.", "TIME"),
     Flag("--network", "Network to join: host, the only one yet, and the default.", "NAME"),
+    Flag(
+        "--profile",
+        "What the job is let near: default, strict (writes to /work alone), trusted.",
+        "PROFILE",
+        values=("default", "strict", "trusted"),
+    ),
     Flag("--merge", "One pipe for stdout and stderr: their exact order, as one stream."),
     Flag(
         "--log-driver",
@@ -109,6 +115,7 @@ class RunArgs:
     max_tasks: int = 0
     timeout: str = ""
     network: str = ""
+    profile: str = ""
     merge: bool = False
     log_driver: str = ""
     overflow: str = ""
@@ -163,7 +170,8 @@ def parse(words: Sequence[str]) -> RunArgs:
         mistakes.append("cannot run: no command given; write it behind the flags")
     sent = [
         *scan.rest,
-        *(run.name, run.work_dir, run.network, run.log_driver, run.overflow, run.on_full),
+        *(run.name, run.work_dir, run.network, run.profile),
+        *(run.log_driver, run.overflow, run.on_full),
         *run.env.values(),
     ]
     mistakes += [

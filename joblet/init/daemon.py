@@ -198,6 +198,7 @@ class Server:
             return
         connection = Connection(
             peer,
+            policy=self._policy,
             directories=self._directories,
             launches=self._launches,
             scopes=self._scopes,

@@ -89,6 +89,15 @@ def _check_property(what: str, name: str, value: object, policy: InitPolicy) -> 
         raise PermissionDenied(what, f"property {name} is {value}, more than {ceiling}")
 
 
+def of_jobs(policy: InitPolicy) -> dict[str, object]:
+    """What the server must know of it, to choose ids and to refuse what would be refused here."""
+    return {
+        "uid_first": policy.uid_first,
+        "uid_last": policy.uid_last,
+        "profiles": list(policy.profiles),
+    }
+
+
 def description(plan: Plan) -> str:
     """What systemctl shows: one line, nothing that a terminal obeys."""
     return (printable(plan.description) or plan.job)[:MAX_DESCRIPTION]

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from joblet import link
+from joblet.config import InitPolicy
 from joblet.errors import (
     AlreadyExists,
     Internal,
@@ -24,6 +25,7 @@ from joblet.errors import (
     Unimplemented,
 )
 from joblet.init import journal_process, journal_read
+from joblet.init import policy as permits
 from joblet.init.directories import Directories
 from joblet.init.journal_process import JournalProcess
 from joblet.init.journal_sync import JournalSync
@@ -47,6 +49,7 @@ class Connection:
         self,
         peer: socket.socket,
         *,
+        policy: InitPolicy,
         directories: Directories,
         launches: Launches,
         scopes: Scopes,
@@ -54,6 +57,7 @@ class Connection:
         sync: JournalSync,
     ) -> None:
         self._link = Link(peer)
+        self._policy = policy
         self._directories = directories
         self._launches = launches
         self._scopes = scopes
@@ -79,7 +83,7 @@ class Connection:
     async def serve(self) -> None:
         """Until the peer hangs up, or says what is no request."""
         try:
-            await self._link.send(link.hello())
+            await self._link.send(link.hello(permits=permits.of_jobs(self._policy)))
             first = await self._link.recv()
             if first is None:
                 return

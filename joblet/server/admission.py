@@ -6,6 +6,7 @@ A command that is neither on the job's path nor in its work directory is refused
 starts.
 """
 
+import dataclasses
 import errno
 import json
 import os
@@ -13,9 +14,16 @@ import stat
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from joblet.config import ON_FULL, OVERFLOW_STRATEGIES, UID_FIRST, UID_LAST, UIDS_PER_JOB
-from joblet.errors import InvalidArgument, ResourceExhausted, printable
-from joblet.launch.plan import ENV_NAME, MAX_STRING, MAX_STRINGS, WORK, Plan
+from joblet.config import (
+    ON_FULL,
+    OVERFLOW_STRATEGIES,
+    PROFILES,
+    UID_FIRST,
+    UID_LAST,
+    UIDS_PER_JOB,
+)
+from joblet.errors import InvalidArgument, PermissionDenied, ResourceExhausted, printable
+from joblet.launch.plan import DEFAULT, ENV_NAME, MAX_STRING, MAX_STRINGS, STRICT, WORK, Plan
 from joblet.model import JOURNALD, Job, JobSpec
 
 WHAT: Final = "run the job"
@@ -38,6 +46,20 @@ DIRECTORY: Final = "it is a directory"
 STOP_MARGIN_US: Final = (
     5_000_000  # TimeoutStopSec beyond the grace: PID 1's record, the server's reading
 )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Permits:
+    """What init mode's policy says of jobs, as far as it has said so; it has the last word."""
+
+    uid_first: int = UID_FIRST
+    uid_last: int = UID_LAST
+    profiles: Collection[str] = PROFILES
+
+    @property
+    def uid_bases(self) -> range:
+        """The first ids of the ranges that jobs may have."""
+        return range(self.uid_first, self.uid_last + 1, UIDS_PER_JOB)
 
 
 def validate(spec: JobSpec) -> None:
@@ -73,6 +95,7 @@ def validate(spec: JobSpec) -> None:
         )
     _check_choice("overflow_strategy", spec.overflow_strategy, OVERFLOW_STRATEGIES)
     _check_choice("on_full", spec.on_full, ON_FULL)
+    _check_choice("profile", spec.profile, PROFILES)
     if spec.network not in HOST_NETWORKS:
         raise InvalidArgument(
             WHAT,
@@ -115,7 +138,7 @@ def work_dir(asked: str) -> str:
 
 def environment(job_id: str, spec: JobSpec) -> dict[str, str]:
     """Built from nothing, never inherited; the client's on top, its secrets last."""
-    return {
+    made = {
         "PATH": DEFAULT_PATH,
         "HOME": WORK,
         "USER": "root",
@@ -123,9 +146,10 @@ def environment(job_id: str, spec: JobSpec) -> dict[str, str]:
         "SHELL": "/bin/sh",
         "LANG": "C.UTF-8",
         "JOB_ID": job_id,
-        **spec.environment,
-        **spec.secret_environment,
     }
+    if spec.profile == STRICT:  # it has no other place to write to
+        made["TMPDIR"] = WORK
+    return {**made, **spec.environment, **spec.secret_environment}
 
 
 def find_command(command: str, env: Mapping[str, str], cwd: str = WORK) -> str:
@@ -193,14 +217,26 @@ def quoted(text: str) -> str:
     return printable(text[:MAX_SHOWN])
 
 
-def free_uid_base(taken: Collection[int]) -> int:
-    """The lowest free range of ids. Raises ResourceExhausted."""
-    bases = range(UID_FIRST, UID_LAST + 1, UIDS_PER_JOB)
+def check_profile(profile: str, permits: Permits) -> None:
+    """Raises PermissionDenied, before anything is recorded."""
+    if profile not in permits.profiles:
+        raise PermissionDenied(
+            WHAT,
+            f"profile {profile} is not permitted on this host",
+            hint="its administrator can name it under profiles in /etc/joblet/init.yml",
+        )
+
+
+def free_uid_base(taken: Collection[int], bases: range) -> int:
+    """The lowest free range of ids, of those that begin at `bases`. Raises ResourceExhausted."""
     for base in bases:
         if base not in taken:
             return base
     raise ResourceExhausted(
-        WHAT, f"all {len(bases)} ranges of user ids are in use", hint="wait until jobs have ended"
+        WHAT,
+        f"all {len(bases)} ranges of user ids are in use, one for each job",
+        hint="wait until jobs have ended; uid_first and uid_last in /etc/joblet/init.yml say how"
+        " many there are",
     )
 
 
@@ -246,5 +282,6 @@ def plan(job: Job, path: str, properties: Mapping[str, object], *, grace_us: int
         timeout_us=spec.timeout_us,
         grace_us=grace_us,
         stop_us=grace_us + STOP_MARGIN_US,
+        profile=spec.profile or DEFAULT,
         properties=properties,
     )

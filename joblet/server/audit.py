@@ -14,6 +14,7 @@ from joblet.systemd import messages
 from joblet.systemd.statusline import count
 
 MAX_RESULT: Final = 1000  # characters; a refusal quotes what was asked for
+MAX_PROFILE: Final = 40
 
 log = logging.getLogger("joblet.audit")
 
@@ -26,10 +27,11 @@ def record(
     *,
     job: str = "",
     jobs: Sequence[str] = (),
+    profile: str = "",
     refused: bool = False,
 ) -> None:
-    """result: "ok", or why not. job, or jobs: whom it was done to. refused: who asked may not do
-    this at all."""
+    """result: "ok", or why not. job, or jobs: whom it was done to. profile: of a job that was to
+    run. refused: who asked may not do this at all."""
     # what a client says is not to hide the record: journalctl shows none that a terminal obeys
     who, result, job = printable(who), printable(result[:MAX_RESULT]), printable(job)
     fields = {
@@ -39,13 +41,19 @@ def record(
         "JOBLET_WHAT": what,
         "JOBLET_RESULT": result,
     }
+    if profile:
+        fields["JOBLET_PROFILE"] = profile = printable(profile[:MAX_PROFILE])
+    whose = f" {job[:8]}" if job else f" of {count(len(jobs), 'job')}" if jobs else ""
+    # what most jobs have goes without saying
+    how = f" (profile {profile})" if profile not in ("", "default") else ""
     log.log(
         logging.WARNING if refused else logging.INFO,
-        "%s from %s: %s%s: %s",
+        "%s from %s: %s%s%s: %s",
         who,
         where,
         what,
-        f" {job[:8]}" if job else f" of {count(len(jobs), 'job')}" if jobs else "",
+        whose,
+        how,
         result,
         extra={"job": job, "jobs": jobs, "fields": fields},
     )

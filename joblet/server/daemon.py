@@ -293,6 +293,7 @@ def _supervisor(
         defaults=defaults,
         max_jobs=settings.joblet.max_concurrent_jobs,
         timeout_us=settings.joblet.job_timeout_us,
+        profile=settings.isolation.profile,
     )
     return Supervisor(records, tools, bounds, new_id=lambda: str(uuid.uuid4()))
 

@@ -26,7 +26,10 @@ def started(job: Job) -> None:
     name, command = shown(job)
     text = f"job {job.id[:8]}{f' ({name})' if name else ''} started"
     text += f" for {job.created_by}: {command}" if job.created_by else f": {command}"
-    _say(logging.INFO, text, messages.JOB_STARTED, job, JOBLET_WHO=job.created_by)
+    fields = {"JOBLET_WHO": job.created_by}
+    if job.spec.profile:
+        fields["JOBLET_PROFILE"] = job.spec.profile
+    _say(logging.INFO, text, messages.JOB_STARTED, job, **fields)
 
 
 def ended(job: Job) -> None:

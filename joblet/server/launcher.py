@@ -16,9 +16,11 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from joblet import link
+from joblet.config import UID_FIRST, UID_LAST
 from joblet.errors import InvalidArgument, JobletError, Unavailable
 from joblet.launch.plan import Plan
 from joblet.link import Link, Message
+from joblet.server.admission import Permits
 from joblet.systemd import messages
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class Launcher:
         self._lost_at: float | None = None  # of the event loop's time
         self._wanted = asyncio.Event()  # somebody does not want to wait for the next try
         self._failed = asyncio.Event()  # the try that is next, or under way, has failed
+        self.permits = Permits()  # as init mode said last
 
     async def run(self) -> None:
         """Keeps the link; owned by the daemon, ends by cancellation."""
@@ -102,6 +105,7 @@ class Launcher:
             raise Unavailable("open the link", "init mode hung up before its hello")
         link.close_all(first[1])
         link.agree(first[0])
+        self.permits = _permits(first[0])
         log.debug("linked with init mode (%s)", first[0].get("program"))
         self._up.set()
 
@@ -273,6 +277,17 @@ class Launcher:
     async def sync_journal(self) -> None:
         """Returns when journald has taken in all that was written before."""
         await self._ask("sync-journal")
+
+
+def _permits(hello: Message) -> Permits:
+    """An init mode of before says nothing of it."""
+    if not isinstance(said := hello.get("permits"), dict):
+        return Permits()
+    return Permits(
+        uid_first=link.number(said, "uid_first", UID_FIRST, UID_LAST),
+        uid_last=link.number(said, "uid_last", UID_FIRST, UID_LAST),
+        profiles=frozenset(map(str, said.get("profiles", ()))),
+    )
 
 
 def _socket(fds: Sequence[int]) -> socket.socket:

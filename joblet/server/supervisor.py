@@ -50,6 +50,7 @@ class Settings:
     defaults: Limits
     max_jobs: int
     timeout_us: int
+    profile: str
 
 
 class Supervisor:
@@ -83,7 +84,7 @@ class Supervisor:
         same job.
 
         Raises InvalidArgument, FailedPrecondition (a limit that is not enforced, a key whose job
-        was deleted), ResourceExhausted, and why the launch failed.
+        was deleted), PermissionDenied (its profile), ResourceExhausted, and why the launch failed.
         """
         if not key:
             return await self._run(spec, by, key)
@@ -114,9 +115,14 @@ class Supervisor:
         asked = limits.ask(spec.limits, self._settings.defaults)
         limits.validate(asked.limits)
         spec = dataclasses.replace(
-            spec, limits=asked.limits, timeout_us=spec.timeout_us or self._settings.timeout_us
+            spec,
+            limits=asked.limits,
+            timeout_us=spec.timeout_us or self._settings.timeout_us,
+            profile=spec.profile or self._settings.profile,
         )
         admission.validate(spec)
+        permits = self._tools.launcher.permits
+        admission.check_profile(spec.profile, permits)
         job_id = self._new_id()
         path = await asyncio.to_thread(
             admission.find_command,
@@ -133,7 +139,7 @@ class Supervisor:
                 f"{running} jobs are running, as many as joblet.maxConcurrentJobs allows",
                 hint="wait until jobs have ended, or raise it",
             )
-        uid_base = admission.free_uid_base(set(self._uids.values()))
+        uid_base = admission.free_uid_base(set(self._uids.values()), permits.uid_bases)
         self._uids[job_id] = uid_base
         job = Job(
             id=job_id,

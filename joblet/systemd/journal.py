@@ -46,6 +46,7 @@ FIELDS: Final[Mapping[str, str]] = {
     "JOBLET_LEFT_OUT": "how many bytes of the job's output are missing here",
     "JOBLET_OVERFLOW": "what is done with output that the disk is too slow for: alert, block,"
     " sample or drop",
+    "JOBLET_PROFILE": "the profile that the job runs under, or was to: default, strict or trusted",
     "JOBLET_LIMITS": "the limits that are not enforced, by their names",
     "JOBLET_JOBS": "how many running jobs the server took back",
     "JOBLET_LOGS": "how many logs have no record, or were removed because their time had come",

@@ -61,6 +61,7 @@ def status_text(job: "pb.GetJobStatusResponse", env: Environment) -> str:
                 }
             ),
         ),
+        _section("Isolation", _named({"Profile": job.profile})),
         _section("Systemd", _systemd(job)),
         _section("Usage", _usage(job)),
         _section("Runtime Environment", _named({"Runtime": job.runtime})),
@@ -256,6 +257,7 @@ def status_json(job: "pb.GetJobStatusResponse") -> dict[str, Any]:
         "createdBy": job.created_by,
         "stoppedBy": job.stopped_by,
         "timeout": job.timeout,
+        "profile": job.profile,
         "logDriver": job.log_driver,
         "overflow": job.overflow_strategy,
         "onFull": job.on_full,

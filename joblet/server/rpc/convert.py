@@ -60,6 +60,7 @@ def spec(request: pb.RunJobRequest) -> JobSpec:
         log_driver=request.log_driver,
         overflow_strategy=request.overflow_strategy,
         on_full=request.on_full,
+        profile=request.profile,
     )
 
 
@@ -93,6 +94,7 @@ def run_response(job: Job) -> pb.RunJobResponse:
         start_time=timestamp(job.created_us),
         end_time=timestamp(job.ended_us),
         exit_code=_exit_code(job),
+        profile=job.spec.profile,
     )
 
 
@@ -145,6 +147,7 @@ def job_status(job: Job, node_id: str, output_trouble: str = "") -> pb.GetJobSta
         overflow_strategy=job.spec.overflow_strategy,
         on_full=job.spec.on_full,
         output_trouble=output_trouble,
+        profile=job.spec.profile,
     )
 
 

@@ -260,4 +260,7 @@ def _audit(
     # the job's own id; of a request that was refused, as much of it as an id has
     job = getattr(response, "job_uuid", "") or getattr(response, "uuid", "")
     job = job or getattr(request, "uuid", "")[:MAX_ID]
-    audit.record(caller.name, caller.address, path.rpartition("/")[2], result, job=job)
+    # what it runs under, or was to
+    profile = getattr(response, "profile", "") or getattr(request, "profile", "")
+    what = path.rpartition("/")[2]
+    audit.record(caller.name, caller.address, what, result, job=job, profile=profile)

@@ -211,6 +211,7 @@ class Init:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection = Connection(
             theirs,
+            policy=self.policy,
             directories=self.host.directories,
             launches=self.launches,
             scopes=self.scopes,

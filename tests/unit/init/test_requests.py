@@ -639,6 +639,7 @@ async def serve_one(init: Init, sock: socket.socket) -> None:
 
     await Connection(
         sock,
+        policy=init.policy,
         directories=init.host.directories,
         launches=init.launches,
         scopes=init.scopes,

@@ -41,6 +41,7 @@ def full() -> pb.GetJobStatusResponse:
         overflow_strategy="sample",
         on_full="drop",
         output_trouble="cannot read it: the disk is slow",
+        profile="strict",
         network="bridge",
         work_dir="/work",
         environment={"B": "2", "A": "Status: 1"},
@@ -96,6 +97,9 @@ Output:
   Overflow: sample
   When Full: drop
   Trouble: cannot read it: the disk is slow
+
+Isolation:
+  Profile: strict
 
 Systemd:
   Unit: joblet-{JOB}.scope

@@ -21,6 +21,7 @@ from joblet.errors import AlreadyExists, FailedPrecondition, JobletError, NotFou
 from joblet.launch import protocol
 from joblet.launch.plan import Plan
 from joblet.launch.protocol import ExitRecord
+from joblet.server.admission import Permits
 
 AWAY = Unavailable("ask init mode", "it is away")
 
@@ -250,6 +251,7 @@ class Init:
         self.readers: list[tuple[socket.socket, dict[str, Any]]] = []
         self.forgotten: list[str] = []  # jobs whose unit may have failed
         self.started: Callable[[Pid1], None] | None = None  # called at each go
+        self.permits = Permits()
 
     @property
     def away(self) -> bool:

@@ -306,12 +306,17 @@ async def world(
 
 
 def supervisor(
-    world: World, *, defaults: Limits = NOTHING, max_jobs: int = 0, **more: Any
+    world: World,
+    *,
+    defaults: Limits = NOTHING,
+    max_jobs: int = 0,
+    profile: str = "default",
+    **more: Any,
 ) -> Supervisor:
     """Its jobs are numbered from 1 on, or behind those that there are."""
     used = len(world.init.all)
     numbers = itertools.count(used + 1)
-    settings = Settings(defaults=defaults, max_jobs=max_jobs, timeout_us=0)
+    settings = Settings(defaults=defaults, max_jobs=max_jobs, timeout_us=0, profile=profile)
     return Supervisor(
         world.records, world.tools, settings, new_id=lambda: job_id(next(numbers)), **more
     )

@@ -12,12 +12,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from joblet.config import UID_FIRST, UID_LAST, UIDS_PER_JOB, InitPolicy
-from joblet.errors import InvalidArgument, JobletError, ResourceExhausted
+from joblet.errors import InvalidArgument, JobletError, PermissionDenied, ResourceExhausted
 from joblet.launch.plan import MAX_STRING, MAX_STRINGS, Plan
 from joblet.model import JOURNALD, JobSpec
 from joblet.server import admission
 from joblet.server.admission import (
     DEFAULT_PATH,
+    Permits,
+    check_profile,
     describe,
     environment,
     find_command,
@@ -332,16 +334,45 @@ def test_work_dir(asked: str, is_: str) -> None:
 
 def test_ids_run_out() -> None:
     every = range(UID_FIRST, UID_LAST + 1, UIDS_PER_JOB)
-    assert free_uid_base(()) == every[0]
-    assert free_uid_base(set(every) - {every[7]}) == every[7]
-    assert free_uid_base({every[0], every[2]}) == every[1]
+    assert Permits().uid_bases == every
+    assert free_uid_base((), every) == every[0]
+    assert free_uid_base(set(every) - {every[7]}, every) == every[7]
+    assert free_uid_base({every[0], every[2]}, every) == every[1]
     with pytest.raises(ResourceExhausted, match=f"all {len(every)} ranges"):
-        free_uid_base(set(every))
+        free_uid_base(set(every), every)
+
+
+def test_ids_of_a_range_that_init_mode_narrows() -> None:
+    first = UID_FIRST + 10 * UIDS_PER_JOB
+    two = Permits(uid_first=first, uid_last=first + 2 * UIDS_PER_JOB - 1).uid_bases
+    assert free_uid_base({first}, two) == first + UIDS_PER_JOB
+    with pytest.raises(ResourceExhausted, match="all 2 ranges of user ids are in use") as info:
+        free_uid_base(set(two), two)
+    assert "uid_first and uid_last in /etc/joblet/init.yml" in info.value.hint
+
+
+def test_profiles() -> None:
+    validate(JobSpec("true", profile="strict"))
+    with pytest.raises(InvalidArgument, match="no profile 'stric'") as info:
+        validate(JobSpec("true", profile="stric"))
+    assert info.value.hint.startswith("default, strict, trusted;")
+    narrow = Permits(profiles=("default", "strict"))
+    check_profile("strict", narrow)
+    with pytest.raises(PermissionDenied, match="profile trusted is not permitted on this host"):
+        check_profile("trusted", narrow)
+
+
+def test_strict_has_no_place_for_temporary_files_but_its_own() -> None:
+    assert environment("id", JobSpec("true", profile="strict"))["TMPDIR"] == "/work"
+    own = JobSpec("true", profile="strict", environment={"TMPDIR": "/work/t"})
+    assert environment("id", own)["TMPDIR"] == "/work/t"
+    assert "TMPDIR" not in environment("id", JobSpec("true", profile="default"))
 
 
 @given(st.sets(st.integers(0, 40)))
 def test_the_lowest_free_range(taken: set[int]) -> None:
-    base = free_uid_base({UID_FIRST + number * UIDS_PER_JOB for number in taken})
+    used = {UID_FIRST + number * UIDS_PER_JOB for number in taken}
+    base = free_uid_base(used, Permits().uid_bases)
     number, rest = divmod(base - UID_FIRST, UIDS_PER_JOB)
     assert rest == 0
     assert number == min(set(range(42)) - taken)

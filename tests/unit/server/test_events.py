@@ -35,14 +35,18 @@ def everything(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_start_says_who_and_what_and_no_secret(caplog: pytest.LogCaptureFixture) -> None:
     spec = JobSpec(
-        "sh", args=("-c", "echo hunter2\x1b[2J"), name="net", secret_environment={"T": "hunter2"}
+        "sh",
+        args=("-c", "echo hunter2\x1b[2J"),
+        name="net",
+        secret_environment={"T": "hunter2"},
+        profile="trusted",
     )
     events.started(dataclasses.replace(job(1), spec=spec, created_by="alice"))
     text, level, fields = only(caplog)
     assert text == "job 00000001 (net) started for alice: sh -c echo ***?[2J"
     assert level == logging.INFO
     assert fields["MESSAGE_ID"] == messages.JOB_STARTED
-    assert fields["JOBLET_WHO"] == "alice"
+    assert (fields["JOBLET_WHO"], fields["JOBLET_PROFILE"]) == ("alice", "trusted")
     assert caplog.records[0].job == job_id(1)  # type: ignore[attr-defined]
 
 

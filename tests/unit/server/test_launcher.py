@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from joblet import link
+from joblet.config import UID_FIRST, UIDS_PER_JOB, InitPolicy
 from joblet.errors import Unavailable
+from joblet.init import policy as permits
 from joblet.link import Link
 from joblet.server import launcher as module
+from joblet.server.admission import Permits
 from joblet.server.launcher import HINT, Launcher
 from tests.unit.server.support import job_id, run, until
 
@@ -25,6 +28,7 @@ class InitMode:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.verbs: list[str] = []
+        self.more: dict[str, object] = {}  # of its hello
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -46,7 +50,7 @@ class InitMode:
             while True:
                 sock, _ = await asyncio.get_running_loop().sock_accept(listener)
                 peers.append(Link(sock))
-                await peers[-1].send(link.hello())
+                await peers[-1].send(link.hello(**self.more))
                 await peers[-1].recv()
                 with contextlib.suppress(Unavailable):
                     while (received := await peers[-1].recv()) is not None:
@@ -127,5 +131,22 @@ def test_one_that_hangs_up_under_a_request(tmp_path: Path) -> None:
             await until(lambda: not launcher._up.is_set())
             await init.start()
             await launcher.kill(A, 9)
+
+    run(main)
+
+
+def test_what_init_mode_permits(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with linked(tmp_path / "s") as (launcher, init):
+            assert launcher.permits == Permits()  # one of before, which says nothing
+            await init.stop()
+            await until(lambda: not launcher.linked)
+            first = UID_FIRST + 2 * UIDS_PER_JOB
+            policy = InitPolicy(uid_first=first, profiles=("default", "trusted"))
+            init.more = {"permits": permits.of_jobs(policy)}
+            await init.start()
+            await launcher.list_jobs()
+            assert launcher.permits.uid_bases == policy.uid_bases()
+            assert launcher.permits.profiles == {"default", "trusted"}
 
     run(main)

@@ -15,7 +15,7 @@ import grpc
 import pytest
 
 from joblet import errors
-from joblet.errors import Code, JobletError
+from joblet.errors import Code, JobletError, PermissionDenied
 from joblet.server import access, audit
 from joblet.server.access import OPERATIONS, Role
 from joblet.server.rpc import guard, listener, runtimes, status
@@ -465,6 +465,31 @@ def test_changes_are_audited(caplog: pytest.LogCaptureFixture) -> None:
         assert (said, first["job"]) == (["client", "RunJob", "ok"], "the-job")
         assert first["JOBLET_FROM"].startswith("127.0.0.1:")
         assert (second["JOBLET_WHAT"], second["job"]) == ("StopJob", "the-whole-id")
+
+    run(main)
+
+
+def test_the_audit_names_a_jobs_profile(caplog: pytest.LogCaptureFixture) -> None:
+    """Also one that was refused; what most jobs have is a field and goes without saying."""
+
+    async def main() -> None:
+        records = Audit(caplog)
+
+        async def run_job(request: Any, caller: Caller) -> Any:
+            if request.profile == "trusted":
+                raise PermissionDenied("run the job", "profile trusted is not permitted")
+            return pb.RunJobResponse(job_uuid="the-job", profile=request.profile or "default")
+
+        async with serving({RUN: run_job}, {}) as target, channel(target) as client:
+            for profile in ("", "strict", "trusted"):
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await call(client, RUN, pb.RunJobRequest(profile=profile))
+        named = [fields["JOBLET_PROFILE"] for fields in records.fields]
+        assert named == ["default", "strict", "trusted"]
+        said = [r.getMessage() for r in caplog.records if r.name == "joblet.audit"]
+        assert said[0].endswith(": RunJob the-job: ok")
+        assert said[1].endswith(": RunJob the-job (profile strict): ok")
+        assert "RunJob (profile trusted): cannot run the job" in said[2]
 
     run(main)
 

@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import re
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from joblet.errors import (
     Internal,
     InvalidArgument,
     NotFound,
+    PermissionDenied,
     ResourceExhausted,
     Unavailable,
 )
@@ -23,6 +25,7 @@ from joblet.launch.protocol import ExitRecord
 from joblet.model import Job, JobSpec, JobState, Limits, Reason, unit_name
 from joblet.server import admission, events
 from joblet.server import supervisor as supervising
+from joblet.server.admission import Permits
 from joblet.server.jobtask import JobTask
 from joblet.server.limits import Enforcement
 from joblet.server.logs import Chunk, JobLog
@@ -74,7 +77,8 @@ def test_a_job_is_what_was_asked_for(base: Path) -> None:
             spec = JobSpec("sh", args=("-c", "true"), name="a name", environment={"A": "1"})
             running = await made.run(spec, by="alice")
             assert running.id == job_id(1)
-            assert (running.spec, running.created_by) == (spec, "alice")
+            assert running.created_by == "alice"
+            assert running.spec == dataclasses.replace(spec, profile="default")
             assert (running.state, running.unit) == (JobState.RUNNING, unit_name(job_id(1)))
             assert running.uid_base == UID_FIRST
             plan = w.pid1().plan
@@ -114,6 +118,40 @@ def test_what_is_wrong_starts_nothing(base: Path, spec: JobSpec, error: type[Exc
             # the key still stands for nothing
             begin(w)
             assert (await made.run(TRUE, by="alice", key="k")).state is JobState.RUNNING
+            await made.close()
+
+    run(main)
+
+
+def test_profiles(base: Path) -> None:
+    async def main() -> None:
+        async with world(base) as w:
+            begin(w)
+            made = supervisor(w, profile="strict")
+            w.init.permits = Permits(profiles=("strict", "trusted"))
+            by_default = await made.run(TRUE, by="alice")
+            asked = await made.run(JobSpec("true", profile="trusted"), by="alice")
+            assert (by_default.spec.profile, asked.spec.profile) == ("strict", "trusted")
+            assert [pid1.plan.profile for pid1 in w.init.all] == ["strict", "trusted"]
+            with pytest.raises(PermissionDenied, match="profile default is not permitted"):
+                await made.run(JobSpec("true", profile="default"), by="alice")
+            assert len(w.init.all) == 2  # nothing was recorded or started
+            assert len(await all_jobs(made)) == 2
+            await made.close()
+
+    run(main)
+
+
+def test_ids_are_those_that_init_mode_permits(base: Path) -> None:
+    async def main() -> None:
+        async with world(base) as w:
+            begin(w)
+            made = supervisor(w)
+            first = UID_FIRST + 7 * UIDS_PER_JOB
+            w.init.permits = Permits(uid_first=first, uid_last=first + UIDS_PER_JOB - 1)
+            assert (await made.run(TRUE, by="alice")).uid_base == first
+            with pytest.raises(ResourceExhausted, match="all 1 ranges of user ids are in use"):
+                await made.run(TRUE, by="alice")
             await made.close()
 
     run(main)
