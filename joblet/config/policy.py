@@ -22,6 +22,7 @@ from joblet.config.kinds import (
     UID_LAST,
     UIDS_PER_JOB,
     Duration,
+    Flag,
     Size,
     Text,
     Whole,
@@ -95,6 +96,7 @@ class InitPolicy:
     max_stop_us: int = setting("max_stop", Duration("1s", "1h"), "10m")
     max_plan_bytes: int = setting("max_plan_bytes", Size(65536, 16 << 20), 1 << 20)
     jobs_dir: str = setting("jobs_dir", PATH, "/var/lib/joblet/jobs")
+    log_denied_calls: bool = setting("log_denied_calls", Flag(), default=True)
     log_level: str = setting("log_level", LEVEL, "INFO")
     log_format: str = setting("log_format", FORMAT, "text")
 

@@ -5,7 +5,7 @@ libseccomp writes them here; the command's process loads them as bytes, right be
 nothing may be imported. They are lists of what is denied, after what container runtimes deny by
 default: calls over the kernel, the machine or its clocks, which a job's "root" could not make
 anyway, and calls that every user may make and few programs do, behind which most of the kernel's
-known holes were. A denied call gives EPERM, and the kernel logs it.
+known holes were. A denied call gives EPERM, and the kernel logs it, unless the policy says no.
 
 Only calls of the machine's own kind: what comes in by another door (32-bit, x32) gets ENOSYS, or it
 would pass by the arguments that are looked at here. `trusted` alone may run 32-bit programs.
@@ -133,13 +133,14 @@ COMPAT: Final = {"x86_64": ("X86", "X32"), "aarch64": ("ARM",)}
 UNKNOWN: Final = -1  # __NR_SCMP_ERROR; calls of other machines have other negative numbers
 
 
-def make(profiles: Sequence[str]) -> Mapping[str, Filters]:
-    """For each profile the filters that its jobs load, in this order.
+def make(profiles: Sequence[str], *, logged: bool = True) -> Mapping[str, Filters]:
+    """For each profile the filters that its jobs load, in this order. logged: the kernel tells of
+    what they deny.
 
     Raises FailedPrecondition: libseccomp cannot do it.
     """
     try:
-        return {profile: _filters(profile) for profile in profiles}
+        return {profile: _filters(profile, logged=logged) for profile in profiles}
     except (OSError, RuntimeError, ValueError) as error:
         raise FailedPrecondition(
             "make the filters of system calls",
@@ -148,9 +149,9 @@ def make(profiles: Sequence[str]) -> Mapping[str, Filters]:
         ) from None
 
 
-def _filters(profile: str) -> Filters:
-    logged = (_denied(profile), SECCOMP_FILTER_FLAG_LOG)
-    return (logged,) if profile == TRUSTED else ((_quiet(profile), 0), logged)
+def _filters(profile: str, *, logged: bool) -> Filters:
+    denied = (_denied(profile), SECCOMP_FILTER_FLAG_LOG if logged else 0)
+    return (denied,) if profile == TRUSTED else ((_quiet(profile), 0), denied)
 
 
 def _quiet(profile: str) -> bytes:

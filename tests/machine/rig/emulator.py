@@ -41,8 +41,10 @@ END_S = 20.0
 # cryptomgr.notests, nokaslr, mitigations=off: seconds of a boot under emulation.
 CMDLINE = (
     "console=ttyS0 tsc=reliable mitigations=off nokaslr random.trust_cpu=on net.ifnames=0 quiet"
-    " loglevel=4 systemd.show_status=false cryptomgr.notests apparmor=0 audit=0"
+    " loglevel=4 systemd.show_status=false cryptomgr.notests apparmor=0"
 )
+# Without it the kernel tells of calls that a filter denies; journald turns it on at a boot.
+NO_AUDIT = " audit=0"
 
 
 @functools.cache
@@ -66,9 +68,10 @@ def version() -> str:
 
 
 @functools.cache
-def fingerprint() -> list[str]:
+def fingerprint(*, audit: bool) -> list[str]:
     """All that a snapshot depends on besides the disk: the emulator, its options, the processor."""
-    shape = options("DISK", "PAYLOAD", "SCRATCH", "MEMORY", share=False, vmlinux="K", initrd="I")
+    places = ("DISK", "PAYLOAD", "SCRATCH", "MEMORY")
+    shape = options(*places, share=False, vmlinux="K", initrd="I", audit=audit)
     model = ""
     if accelerator() == "kvm":
         found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
@@ -85,8 +88,10 @@ def options(
     share: bool,
     vmlinux: Path | str,
     initrd: Path | str,
+    audit: bool,
 ) -> list[str]:
     """The machine. `memory` is the file of its RAM: written to if `share`, else copied on write."""
+    cmdline = CMDLINE if audit else CMDLINE + NO_AUDIT
     kvm = accelerator() == "kvm"
     accel = "kvm" if kvm else "tcg,thread=multi,tb-size=256"
     ram = f"memory-backend-file,id=ram,size={MEMORY},mem-path={_comma(memory)}"
@@ -95,7 +100,7 @@ def options(
     argv += ["-cpu", "host" if kvm else "max", "-smp", str(CPUS), "-m", MEMORY]
     argv += ["-object", f"{ram},share={'on' if share else 'off'}"]
     argv += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
-    argv += ["-kernel", str(vmlinux), "-initrd", str(initrd), "-append", CMDLINE]
+    argv += ["-kernel", str(vmlinux), "-initrd", str(initrd), "-append", cmdline]
     drives = (
         ("d0", disk, "format=qcow2,cache=unsafe,aio=threads,discard=unmap"),
         ("d1", payload, "format=raw,readonly=on"),

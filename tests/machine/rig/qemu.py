@@ -46,12 +46,15 @@ class Vm(Machine):
         layers: Sequence[Path] = (),
         payload: Sequence[Path] = (),
         cache: Cache | None = None,
+        audit: bool = False,
     ) -> None:
+        """audit: with the kernel's audit, which journald turns on, as on most hosts."""
+        self._audit = audit
         self.suite = roots.check_suite(suite)
         self.cache = cache or Cache()
         self._payload = list(payload)
         self._emulator: Emulator | None = None
-        frozen = snapshot.snapshot(self.cache, suite, layers)
+        frozen = snapshot.snapshot(self.cache, suite, layers, audit=audit)
         self._dir = RunDir(self.cache, suite)
         self.name = self._dir.name
         self._disk = self._dir.path / "disk.qcow2"
@@ -73,7 +76,13 @@ class Vm(Machine):
 
     def _start(self, memory: Path, more: Sequence[str] = ()) -> None:
         argv = snapshot.options(
-            self.cache, self.suite, self._dir.path, self._disk, memory, share=False
+            self.cache,
+            self.suite,
+            self._dir.path,
+            self._disk,
+            memory,
+            share=False,
+            audit=self._audit,
         )
         self._emulator = Emulator(self._dir, [*argv, *more])
 

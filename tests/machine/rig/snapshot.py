@@ -38,11 +38,11 @@ WARM = (
 )
 
 
-def key(suite: str, layers: Sequence[Path]) -> str:
-    return key_of(image.key(suite, layers), emulator.fingerprint(), WARM)
+def key(suite: str, layers: Sequence[Path], *, audit: bool) -> str:
+    return key_of(image.key(suite, layers), emulator.fingerprint(audit=audit), WARM)
 
 
-def snapshot(cache: Cache, suite: str, layers: Sequence[Path] = ()) -> Path:
+def snapshot(cache: Cache, suite: str, layers: Sequence[Path] = (), *, audit: bool = False) -> Path:
     """The directory with the frozen machine, made on first use."""
     roots.check_suite(suite)
     if os.uname().machine != "x86_64":
@@ -50,9 +50,9 @@ def snapshot(cache: Cache, suite: str, layers: Sequence[Path] = ()) -> Path:
     disk = image.image(cache, suite, layers)
 
     def build(aside: Path) -> None:
-        _freeze(cache, suite, disk, aside)
+        _freeze(cache, suite, disk, aside, audit=audit)
 
-    name = f"{suite}-{key(suite, layers)}"
+    name = f"{suite}-{key(suite, layers, audit=audit)}"
     return cache.entry("snapshot", name, f"snapshot of the {suite} VM", build)
 
 
@@ -69,7 +69,14 @@ def overlay(disk: Path, base: Path, base_format: str) -> None:
 
 
 def options(
-    cache: Cache, suite: str, directory: Path, disk: Path, memory: Path, *, share: bool
+    cache: Cache,
+    suite: str,
+    directory: Path,
+    disk: Path,
+    memory: Path,
+    *,
+    share: bool,
+    audit: bool,
 ) -> list[str]:
     """The emulator's options for a machine of this suite in a run directory."""
     boot = kernel.kernel(cache, suite)
@@ -81,6 +88,7 @@ def options(
         share=share,
         vmlinux=boot / "vmlinux",
         initrd=boot / "initrd",
+        audit=audit,
     )
 
 
@@ -99,12 +107,14 @@ def settle(machine: Emulator, timeout: float) -> None:
     machine.agent.run(["systemctl", "is-system-running", "--wait"], left)
 
 
-def _freeze(cache: Cache, suite: str, disk: Path, aside: Path) -> None:
+def _freeze(cache: Cache, suite: str, disk: Path, aside: Path, *, audit: bool) -> None:
     aside.mkdir()
     overlay(aside / "disk.qcow2", disk, "raw")
     directory = RunDir(cache, suite)
     memory = aside / "memory"
-    argv = options(cache, suite, directory.path, aside / "disk.qcow2", memory, share=True)
+    argv = options(
+        cache, suite, directory.path, aside / "disk.qcow2", memory, share=True, audit=audit
+    )
     try:
         machine = Emulator(directory, argv)
         try:

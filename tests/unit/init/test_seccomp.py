@@ -188,6 +188,13 @@ def test_other_doors_are_shut() -> None:
     assert answer("trusted", X32_BIT | 169) == DENIED
 
 
+def test_a_host_that_does_not_want_to_hear_of_it() -> None:
+    silent = seccomp.make(PROFILES, logged=False)
+    assert {flags for filters in silent.values() for _, flags in filters} == {0}
+    programs = {profile: [program for program, _ in filters] for profile, filters in silent.items()}
+    assert programs == {p: [program for program, _ in filters] for p, filters in FILTERS.items()}
+
+
 def test_names_that_nobody_knows_are_passed_over() -> None:
     made = libseccomp.SyscallFilter(libseccomp.ALLOW)
     seccomp._deny(made, "no_such_call")

@@ -1,20 +1,29 @@
 # SPDX-License-Identifier: MIT
-# ruff: noqa: PTH101, PTH102, PTH106, PTH108, PTH110, PTH112, PTH115, PTH116, PTH208 - calls by name
 """What a hostile job tries: one probe after the other, each in a process of its own.
 
-    python3 -I job_probe.py
+    python3 -I probe.py run [--as UID] [--context JSON] [NAME ...]
+    python3 -I probe.py list
+    python3 -I probe.py stand joblet-probe-mark
+    python3 -I probe.py give-away SOCKET
+    python3 -I probe.py take SOCKET
 
-Prints one JSON object: name -> "ok" if it could be done, else the name of the errno, or a fact. The
-same runs outside, as root of the machine, where it must be possible: a probe that fails there too
-proves nothing. So each does no harm where it succeeds. test_pid1.py is the other end; standard
-library alone, nothing of joblet.
+run prints one JSON object: name -> "ok" if it could be done, else the name of the errno, or a fact.
+The same runs outside, as root of the machine, where it must be possible: a probe that fails there
+too proves nothing. So each does no harm where it succeeds. --as: attempts are made as this user id.
+--context: what is outside to be reached (see CONTEXT); probes that need more of it are left out.
+
+stand makes some of that, says so in JSON, and waits for the end of its standard input. give-away
+hands its own output to whoever listens on an abstract socket, and ends; take listens, and
+prints whether it can still write there. Standard library alone, nothing of joblet: it runs in jobs.
 """
 
+import argparse
 import contextlib
 import ctypes
 import errno
 import fcntl
 import json
+import mmap
 import os
 import platform
 import resource
@@ -26,39 +35,67 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-SUID = HERE / "suid-id"  # `id`, owned by root, mode 4755
+# What the probes are told of the machine, by name
+CONTEXT: dict[str, Any] = {
+    "pid": 0,  # of a process outside of every job, that has MARK in its command line
+    "job": "",  # another job, with a file `secret` in its work directory
+    "job_pid": 0,  # that job's command, with MARK in its environment
+    "suid": "",  # an `id`, owned by root, mode 4755
+    "shm_key": 0,  # of System V shared memory
+    "shm": "",  # a name in /dev/shm
+    "mqueue": "",  # a POSIX message queue: /name
+    "key": "",  # the description of a key in root's user keyring
+}
+MARK = b"joblet-probe-mark"
 OUTSIDE = Path("/etc/joblet")  # what only the machine has
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 CLONE_NEWCGROUP, CLONE_NEWTIME = 0x2000000, 0x80
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 0x20, 0x1000, 0x4000, 0x40000
-PTRACE_ATTACH, PTRACE_SEIZE = 16, 0x4206
+PTRACE_SEIZE, PR_SET_DUMPABLE = 0x4206, 4
 X86 = platform.machine() == "x86_64"
 NR_FSOPEN, NR_OPEN_TREE = 430, 428
 NR_PIVOT_ROOT = 155 if X86 else 41
 NR_NAME_TO_HANDLE_AT, NR_OPEN_BY_HANDLE_AT = (303, 304) if X86 else (264, 265)
+NR_ADD_KEY, NR_KEYCTL = (248, 250) if X86 else (217, 219)
+NR_INIT_MODULE = 175 if X86 else 105
+NR_USERFAULTFD = 323 if X86 else 282
+NR_IO_URING_SETUP, NR_CLONE3 = 425, 435
+KEY_SPEC_PROCESS_KEYRING, KEY_SPEC_USER_KEYRING, KEYCTL_SEARCH = -2, -4, 10
+USER_MODE_ONLY = 1  # of userfaultfd: what every user may have
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 libc.ptrace.restype = ctypes.c_long
 libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+librt = ctypes.CDLL("librt.so.1", use_errno=True)
 libc.mount.argtypes = (ctypes.c_char_p,) * 3 + (ctypes.c_ulong, ctypes.c_char_p)
 
 Probe = Callable[[], Any]
 PROBES: dict[str, Probe] = {}
 FACTS: dict[str, Probe] = {}
+NEEDS: dict[str, str] = {}  # of CONTEXT
 
 
 def probe(function: Probe) -> Probe:
     """Something that must be possible outside and not in a job."""
     PROBES[function.__name__] = function
     return function
+
+
+def needs(name: str) -> Callable[[Probe], Probe]:
+    """A probe of something outside, by its name in CONTEXT."""
+
+    def register(function: Probe) -> Probe:
+        NEEDS[function.__name__] = name
+        return probe(function)
+
+    return register
 
 
 def fact(function: Probe) -> Probe:
@@ -80,6 +117,16 @@ def unshare(flags: int) -> None:
 
 def mount(source: str, target: str, fstype: str | None, flags: int = 0) -> None:
     check(libc.mount(source.encode(), target.encode(), fstype and fstype.encode(), flags, None))
+
+
+@contextlib.contextmanager
+def reached(*numbers: int) -> Iterator[None]:
+    """These errnos say that it was allowed, and would have failed for what was asked."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in numbers:
+            raise
 
 
 def aside() -> None:
@@ -317,10 +364,126 @@ def reach_the_machines_files() -> None:
     assert os.listdir(OUTSIDE)
 
 
+@needs("job")
+def reach_another_jobs_files() -> None:
+    Path(f"/var/lib/joblet/jobs/{CONTEXT['job']}/work/secret").read_bytes()
+
+
+@needs("job")
+def reach_another_jobs_log() -> None:
+    assert os.listdir(f"/var/lib/joblet/logs/{CONTEXT['job']}")
+
+
+@needs("job")
+def reach_another_jobs_pipes() -> None:
+    os.close(os.open(f"/var/lib/joblet/jobs/{CONTEXT['job']}/out", os.O_RDONLY | os.O_NONBLOCK))
+
+
+@needs("job_pid")
+def read_another_jobs_environment() -> None:
+    if MARK not in Path(f"/proc/{CONTEXT['job_pid']}/environ").read_bytes():
+        raise ProcessLookupError(errno.ESRCH, "it is another process")
+
+
+@needs("pid")
+def see_a_process_outside() -> None:
+    if MARK not in Path(f"/proc/{CONTEXT['pid']}/cmdline").read_bytes():
+        raise ProcessLookupError(errno.ESRCH, "it is another process")
+
+
+@needs("pid")
+def signal_a_process_outside() -> None:
+    os.kill(CONTEXT["pid"], 0)
+
+
 @probe
-def reach_other_jobs_files() -> None:
-    [*jobs] = os.listdir("/var/lib/joblet/jobs")
-    assert any("secret" in os.listdir(f"/var/lib/joblet/jobs/{job}/work") for job in jobs)
+def read_its_own_output() -> None:
+    """The pipe that it prints to; outside there is one, too."""
+    os.close(os.open("/proc/self/fd/1", os.O_RDONLY | os.O_NONBLOCK))
+
+
+@probe
+def write_to_pid1s_program() -> None:
+    with reached(errno.ETXTBSY):
+        os.close(os.open("/proc/1/exe", os.O_WRONLY))
+
+
+@probe
+def write_to_its_own_program() -> None:
+    with reached(errno.ETXTBSY):
+        os.close(os.open("/proc/self/exe", os.O_WRONLY))
+
+
+@probe
+def write_temporary_files() -> None:
+    """Private ones, which all but strict jobs may."""
+    for directory in ("/tmp", "/var/tmp", "/dev/shm"):
+        handle, path = tempfile.mkstemp(dir=directory)
+        os.close(handle)
+        os.unlink(path)
+
+
+# --- IPC and keys ---------------------------------------------------------------------------------
+
+
+@needs("shm_key")
+def find_shared_memory() -> None:
+    check(libc.shmget(CONTEXT["shm_key"], 0, 0))
+
+
+@needs("shm")
+def open_shared_memory() -> None:
+    os.close(os.open(f"/dev/shm/{CONTEXT['shm']}", os.O_RDONLY))
+
+
+@needs("mqueue")
+def open_a_message_queue() -> None:
+    os.close(check(librt.mq_open(CONTEXT["mqueue"].encode(), os.O_RDONLY)))
+
+
+@needs("key")
+def find_the_machines_key() -> None:
+    key = CONTEXT["key"].encode()
+    check(libc.syscall(NR_KEYCTL, KEYCTL_SEARCH, KEY_SPEC_USER_KEYRING, b"user", key, 0))
+
+
+@probe
+def add_a_key() -> None:
+    """To a keyring that ends with this process."""
+    key = b"joblet-probe"
+    check(libc.syscall(NR_ADD_KEY, b"user", key, b"x", 1, KEY_SPEC_PROCESS_KEYRING))
+
+
+@probe
+def read_the_keys() -> None:
+    """Every process has at least one to see; of a masked file nothing is read."""
+    if not Path("/proc/keys").read_bytes():
+        raise FileNotFoundError(errno.ENOENT, "there is nothing in it")
+
+
+@probe
+def list_the_firmware() -> None:
+    if not os.listdir("/sys/firmware"):
+        raise FileNotFoundError(errno.ENOENT, "there is nothing in it")
+
+
+# --- cgroups --------------------------------------------------------------------------------------
+
+
+def own_cgroup() -> str:
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    return next(line for line in lines if line.startswith("0::")).removeprefix("0::")
+
+
+@probe
+def raise_its_limit_of_tasks() -> None:
+    path = Path(f"/sys/fs/cgroup{own_cgroup().rstrip('/')}/pids.max")
+    path.write_text(path.read_text())  # the same again
+
+
+@probe
+def see_other_cgroups() -> None:
+    os.stat("/sys/fs/cgroup/system.slice")
 
 
 @probe
@@ -357,17 +520,17 @@ def break_out_of_a_chroot() -> None:
 # --- privileges -----------------------------------------------------------------------------------
 
 
-@probe
+@needs("suid")
 def become_root_by_a_setuid_program() -> None:
     """The machine's own, run as an ordinary user."""
-    run_as_1000(SUID)
+    run_as_1000(CONTEXT["suid"])
 
 
 @probe
 def become_root_by_a_setuid_program_of_ones_own() -> None:
     # where outside neither nosuid nor a directory's mode is in the way
-    place = Path("/work") if os.path.isdir("/work") else HERE
-    place.chmod(0o755)
+    place = "/work" if os.path.isdir("/work") else "/var/lib"
+    os.chmod(place, 0o755)
     with tempfile.TemporaryDirectory(dir=place) as directory:
         Path(directory).chmod(0o755)
         program = Path(directory) / "id"
@@ -376,16 +539,22 @@ def become_root_by_a_setuid_program_of_ones_own() -> None:
         run_as_1000(program)
 
 
-def run_as_1000(program: Path) -> None:
+def become(uid: int) -> None:
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    libc.prctl(PR_SET_DUMPABLE, 1)  # as after an exec: else it could not even trace its own
+
+
+def run_as_1000(program: str | Path) -> None:
     """`program` is an `id`. Raises EPERM unless it is root, ENOEXEC if it does not run at all."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         with contextlib.suppress(OSError):
             os.dup2(writer, 1)
-            os.setgroups([])
-            os.setresgid(1000, 1000, 1000)
-            os.setresuid(1000, 1000, 1000)
+            if os.geteuid() == 0:
+                become(1000)
             os.execv(program, ["id", "-u"])
         os._exit(1)
     os.close(writer)
@@ -428,6 +597,11 @@ def raw_packets() -> None:
 
 
 @probe
+def raw_ip() -> None:
+    socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP).close()
+
+
+@probe
 def change_the_network() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         request = struct.pack("16sH14x", b"lo", 0)
@@ -440,7 +614,69 @@ def become_somebody_else() -> None:
     os.setresuid(70_000, 70_000, 70_000)  # beyond the ids of the job
 
 
+# --- doors of the kernel that every user has, unless a filter shuts them --------------------------
+
+
+@probe
+def io_uring() -> None:
+    os.close(check(libc.syscall(NR_IO_URING_SETUP, 1, ctypes.create_string_buffer(120))))
+
+
+@probe
+def handle_page_faults() -> None:
+    os.close(check(libc.syscall(NR_USERFAULTFD, USER_MODE_ONLY)))
+
+
+@probe
+def clone_by_a_struct() -> None:
+    with reached(errno.EINVAL):
+        check(libc.syscall(NR_CLONE3, None, 0))
+
+
+@probe
+def an_odd_socket() -> None:
+    """AF_ALG, for which the kernel would load a module."""
+    socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET, 0).close()
+
+
+@probe
+def trace_a_child() -> None:
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+        os._exit(0)
+    try:
+        check(libc.ptrace(PTRACE_SEIZE, pid, None, None))
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+@probe
+def chroot() -> None:
+    os.chroot("/usr")
+
+
+if X86:
+
+    @probe
+    def call_by_the_32_bit_door() -> None:
+        """mov $20, %eax (getpid there); int $0x80; ret"""
+        code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        code.write(b"\xb8\x14\0\0\0\xcd\x80\xc3")
+        call = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
+        answer = call()
+        if answer < 0:
+            raise OSError(-answer, os.strerror(-answer))
+
+
 # --- the kernel; a container's root may not do these either ---------------------------------------
+
+
+@probe
+def load_a_module() -> None:
+    with reached(errno.ENOEXEC):
+        check(libc.syscall(NR_INIT_MODULE, b"", 0, b""))
 
 
 @probe
@@ -506,6 +742,14 @@ def what_is_masked() -> dict[str, bool]:
 
 
 @fact
+def privileges() -> dict[str, str]:
+    wanted = ("CapEff", "CapBnd", "CapInh", "CapAmb", "NoNewPrivs", "Seccomp", "Uid", "Groups")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    found = dict(line.split(":", 1) for line in lines)
+    return {name: " ".join(found[name].split()) for name in wanted}
+
+
+@fact
 def top() -> list[str]:
     return sorted(os.listdir("/"))
 
@@ -517,8 +761,7 @@ def etc() -> list[str]:
 
 @fact
 def cgroup() -> str:
-    lines = Path("/proc/self/cgroup").read_text().splitlines()
-    return next(line for line in lines if line.startswith("0::"))
+    return own_cgroup()
 
 
 @fact
@@ -526,12 +769,14 @@ def owners_of_the_machines_files() -> list[int]:
     return [os.stat("/usr").st_uid, os.stat("/").st_uid]
 
 
-def outcome(function: Probe) -> Any:
+def outcome(function: Probe, uid: int) -> Any:
     """In a process of its own, whatever becomes of that."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
+            if uid:
+                become(uid)
             value = function()
             answer = "ok" if value is None else value
         except OSError as error:
@@ -549,10 +794,81 @@ def outcome(function: Probe) -> Any:
     return json.loads(b"".join(parts)) if parts else f"status {status}"
 
 
-def main() -> None:
+def run(names: Sequence[str], uid: int) -> dict[str, Any]:
+    """names: those wanted; none for all."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    print(json.dumps({name: outcome(function) for name, function in {**PROBES, **FACTS}.items()}))
-    sys.stdout.flush()
+    known = {**PROBES, **FACTS}
+    wanted = names or [name for name in known if name not in NEEDS or CONTEXT[NEEDS[name]]]
+    return {name: outcome(known[name], uid) for name in wanted}
+
+
+def stand() -> None:
+    """What has to be found outside, and in no job."""
+    made = {"pid": os.getpid(), "shm_key": 0x4A6F626C, "shm": MARK.decode(), "key": MARK.decode()}
+    made["mqueue"] = f"/{MARK.decode()}"
+    check(libc.shmget(made["shm_key"], 4096, 0o1666))  # IPC_CREAT
+    Path(f"/dev/shm/{made['shm']}").touch(0o666)
+    os.close(check(librt.mq_open(b"/" + MARK, os.O_RDWR | os.O_CREAT, 0o666, None)))
+    check(libc.syscall(NR_ADD_KEY, b"user", MARK, b"x", 1, KEY_SPEC_USER_KEYRING))
+    print(json.dumps(made), flush=True)
+    sys.stdin.read()
+
+
+# --- an end held open -----------------------------------------------------------------------------
+
+
+def give_away(name: str) -> None:
+    """Abstract sockets belong to the network, which a job shares with the machine."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(f"\0{name}")
+        print("given away", flush=True)
+        socket.send_fds(sock, [b"x"], [1])
+        sock.recv(1)  # it has been taken
+
+
+def take(name: str) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"\0{name}")
+        listener.listen()
+        print("listening", flush=True)
+        peer, _ = listener.accept()
+        _, fds, _, _ = socket.recv_fds(peer, 1, 1)
+        peer.send(b"x")
+        peer.recv(1)  # its end: the job's command is gone
+        print("the giver is gone", flush=True)
+        sys.stdin.readline()  # the word that its job has ended
+        try:
+            os.set_blocking(fds[0], False)
+            os.write(fds[0], b"from beyond\n")
+            print("written", flush=True)
+        except OSError as error:
+            print(errno.errorcode[error.errno or 0], flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="probe.py", description="What a hostile job tries.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run")
+    running.add_argument("--as", dest="uid", type=int, default=0)
+    running.add_argument("--context", type=json.loads, default={})
+    running.add_argument("names", nargs="*", choices=[[], *PROBES, *FACTS])
+    commands.add_parser("list")
+    commands.add_parser("stand").add_argument("mark", choices=[MARK.decode()])
+    for command in ("give-away", "take"):
+        commands.add_parser(command).add_argument("socket")
+    given = parser.parse_args()
+    match given.command:
+        case "run":
+            CONTEXT.update(given.context)
+            print(json.dumps(run(given.names, given.uid)), flush=True)
+        case "list":
+            print("\n".join([*PROBES, *FACTS]))
+        case "stand":
+            stand()
+        case "give-away":
+            give_away(given.socket)
+        case "take":
+            take(given.socket)
 
 
 if __name__ == "__main__":
