@@ -52,6 +52,7 @@ CONTEXT: dict[str, Any] = {
 }
 MARK = b"joblet-probe-mark"
 OUTSIDE = Path("/etc/joblet")  # what only the machine has
+WRITABLE = "/work" if os.path.isdir("/work") else "/var/lib"  # in jobs of every profile; outside
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -80,6 +81,7 @@ Probe = Callable[[], Any]
 PROBES: dict[str, Probe] = {}
 FACTS: dict[str, Probe] = {}
 NEEDS: dict[str, str] = {}  # of CONTEXT
+INHERITED: list[str] = []
 
 
 def probe(function: Probe) -> Probe:
@@ -344,7 +346,7 @@ def leave_the_cgroup() -> None:
 
 @probe
 def make_a_device() -> None:
-    path = f"{tempfile.mkdtemp()}/null"
+    path = f"{tempfile.mkdtemp(dir=WRITABLE)}/null"
     os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
     os.unlink(path)
 
@@ -362,6 +364,22 @@ def open_by_handle() -> None:
 @probe
 def reach_the_machines_files() -> None:
     assert os.listdir(OUTSIDE)
+
+
+@probe
+def follow_a_symlink_out() -> None:
+    link = f"{tempfile.mkdtemp(dir=WRITABLE)}/out"
+    os.symlink(OUTSIDE, link)
+    try:
+        assert os.listdir(link)
+    finally:
+        os.unlink(link)
+        os.rmdir(os.path.dirname(link))
+
+
+@probe
+def go_out_by_the_root_of_its_process() -> None:
+    assert os.listdir(f"/proc/self/root{OUTSIDE}")
 
 
 @needs("job")
@@ -507,7 +525,7 @@ def reach_dbus() -> None:
 @probe
 def break_out_of_a_chroot() -> None:
     """It is broken out of everywhere; what is found then is the root of the mount namespace."""
-    jail = tempfile.mkdtemp()
+    jail = tempfile.mkdtemp(dir=WRITABLE)
     root = os.open("/", os.O_RDONLY)
     os.chroot(jail)
     os.fchdir(root)
@@ -529,9 +547,7 @@ def become_root_by_a_setuid_program() -> None:
 @probe
 def become_root_by_a_setuid_program_of_ones_own() -> None:
     # where outside neither nosuid nor a directory's mode is in the way
-    place = "/work" if os.path.isdir("/work") else "/var/lib"
-    os.chmod(place, 0o755)
-    with tempfile.TemporaryDirectory(dir=place) as directory:
+    with tempfile.TemporaryDirectory(dir=WRITABLE) as directory:
         Path(directory).chmod(0o755)
         program = Path(directory) / "id"
         shutil.copy("/usr/bin/id", program)
@@ -722,6 +738,12 @@ def processes() -> int:
 
 
 @fact
+def inherited_descriptors() -> list[str]:
+    """What they lead to, besides the three that every program has."""
+    return INHERITED
+
+
+@fact
 def pid1() -> str:
     return Path("/proc/1/cmdline").read_bytes().split(b"\0")[0].decode()
 
@@ -797,6 +819,12 @@ def outcome(function: Probe, uid: int) -> Any:
 def run(names: Sequence[str], uid: int) -> dict[str, Any]:
     """names: those wanted; none for all."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the list itself
+            if int(name) > 2:
+                INHERITED.append(os.readlink(f"/proc/self/fd/{name}"))
+    if WRITABLE == "/work":  # the job's own, and its other users' as well
+        os.chmod(WRITABLE, 0o1777)
     known = {**PROBES, **FACTS}
     wanted = names or [name for name in known if name not in NEEDS or CONTEXT[NEEDS[name]]]
     return {name: outcome(known[name], uid) for name in wanted}

@@ -27,6 +27,7 @@ PROBE_S = 240.0
 REFUSED = {"EPERM", "EACCES", "EROFS", "ENOENT", "ENOSPC", "EINVAL", "ESRCH", "ENOKEY", "ENOSYS"}
 
 FACTS = {
+    "inherited_descriptors",
     "processes",
     "pid1",
     "devices",
@@ -68,7 +69,7 @@ def probe_command(context: dict[str, Any], *more: str) -> list[str]:
 
 def run_outside(rnx: Rnx, context: dict[str, Any]) -> dict[str, Any]:
     """What comes of each as root of the machine; its output goes to a pipe, as a job's does."""
-    command = f"{shlex.join(probe_command(context))} | cat"
+    command = f"{shlex.join(probe_command(context))} 7</etc/hostname | cat"
     found: dict[str, Any] = json.loads(rnx.machine.run(command, timeout=PROBE_S).check().stdout)
     assert found.keys() > FACTS
     return found
@@ -99,6 +100,8 @@ def judge_facts(outside: dict[str, Any], inside: dict[str, Any]) -> None:
     assert {"boot", "home", "root"} <= set(outside["top"])
     assert not {"joblet", "shadow", "machine-id", "hostname", "systemd"} & set(inside["etc"])
     assert {"joblet", "shadow"} <= set(outside["etc"])
+    assert inside["inherited_descriptors"] == []
+    assert outside["inherited_descriptors"] == ["/etc/hostname"]
     assert inside["cgroup"] == "/"
     assert outside["cgroup"] != "/"
     assert outside["owners_of_the_machines_files"] == [0, 0]
