@@ -142,6 +142,7 @@ class JobSpec:
     log_driver: str = ""  # where the output goes: "", the store, or JOURNALD
     overflow_strategy: str = ""  # for its output; "": the server's
     on_full: str = ""
+    rlimits: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of each process, by name
     profile: str = ""  # what it is let near; "" in a record of before there were any
 
     @property

@@ -10,6 +10,7 @@ import re
 from decimal import Decimal
 
 INT32_MAX = 2**31 - 1  # the contract's limits are int32
+INT64_MAX = 2**63 - 1  # and ours
 
 MIB = 1024**2
 UNITS = {"": 1, "K": 1024, "M": MIB, "G": 1024**3, "T": 1024**4}
@@ -35,6 +36,16 @@ def mebibytes(text: str) -> int:
     if size % MIB:
         raise ValueError("memory is counted in whole MiB; write it as in 512M or 2G")
     return _int32(size // MIB)
+
+
+def size(text: str) -> int:
+    """Bytes: "65536", "64K", "8M"."""
+    return _int64(_size(text, bare=1))
+
+
+def files(text: str) -> int:
+    """Open files and sockets: "4096"."""
+    return _whole(text, "write how many files, as in 4096")
 
 
 def bytes_per_second(text: str) -> int:
@@ -81,6 +92,12 @@ def _size(text: str, *, bare: int) -> int:
     if size != size.to_integral_value():
         raise ValueError("it is not a whole number of bytes")
     return int(size)
+
+
+def _int64(value: int) -> int:
+    if value > INT64_MAX:
+        raise ValueError("it is too large")
+    return value
 
 
 def _int32(value: int) -> int:

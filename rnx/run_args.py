@@ -54,6 +54,11 @@ FLAGS: Final = (
     Flag("--max-iobps", "Limit of bytes/s read, and of bytes/s written: 1048576, 10M.", "RATE"),
     Flag("--cpu-cores", "CPUs to run on: 0-3, 1,3.", "LIST"),
     Flag("--max-tasks", "Limit of processes and threads.", "N"),
+    Flag("--nofile", "Open files of each process; 1024, and at most 524288, unless set.", "N"),
+    Flag("--core", "Size of each core dump; 0, none, unless set.", "SIZE"),
+    Flag("--fsize", "Size of each file that it writes.", "SIZE"),
+    Flag("--memlock", "Locked memory of each process.", "SIZE"),
+    Flag("--stack", "Stack of each process.", "SIZE"),
     Flag("--timeout", "End the job after this time: 30s, 5m, 1h30m.", "TIME"),
     Flag("--network", "Network to join: host, the only one yet, and the default.", "NAME"),
     Flag(
@@ -113,6 +118,7 @@ class RunArgs:
     max_iobps: int = 0
     cpu_cores: str = ""
     max_tasks: int = 0
+    rlimits: dict[str, int] = dataclasses.field(default_factory=dict)  # by their flags' names
     timeout: str = ""
     network: str = ""
     profile: str = ""
@@ -150,8 +156,16 @@ _READ: dict[str, Callable[[str], Any]] = {
     "--max-iobps": quantities.bytes_per_second,
     "--cpu-cores": quantities.cores,
     "--max-tasks": quantities.tasks,
+    "--nofile": quantities.files,
+    "--core": quantities.size,
+    "--fsize": quantities.size,
+    "--memlock": quantities.size,
+    "--stack": quantities.size,
     "--timeout": quantities.duration,
 }
+
+
+RLIMITS: Final = ("nofile", "core", "fsize", "memlock", "stack")
 
 
 def parse(words: Sequence[str]) -> RunArgs:
@@ -253,9 +267,13 @@ def _apply(run: RunArgs, flag: Flag, text: str) -> None:
         setattr(run, field, True)
     else:
         try:
-            setattr(run, field, _READ.get(flag.name, str)(text))
+            value = _READ.get(flag.name, str)(text)
         except ValueError as error:
             raise ValueError(f"cannot use {flag.name} {text!r}: {error}") from None
+        if field in RLIMITS:
+            run.rlimits[field] = value
+        else:
+            setattr(run, field, value)
 
 
 def _variable(flag: Flag, text: str) -> tuple[str, str]:

@@ -31,6 +31,16 @@ MAX_TASKS: Final = 4_194_304  # the kernel's PID_MAX_LIMIT
 # 1 GiB in all (threads-max is about 7,900 there).
 DEFAULT_MAX_TASKS: Final = 2048
 
+# Limits of each process of a job that a client may ask for: the least and the most. With fewer
+# descriptors or less stack no command starts; fs.nr_open of most hosts is a million.
+_BYTES: Final = (0, 2**62)
+RLIMITS: Final[Mapping[str, tuple[int, int]]] = {
+    "core": _BYTES,
+    "fsize": _BYTES,
+    "memlock": _BYTES,
+    "nofile": (16, 1_048_576),
+    "stack": (1 << 17, 2**62),
+}
 # What a job is let near, from the widest fence to the narrowest; `trusted` may nest namespaces, and
 # is off unless init.yml names it. (joblet.launch.plan says more; it imports nothing of joblet, and
 # a test holds the two together.)

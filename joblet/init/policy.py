@@ -10,7 +10,7 @@ import fcntl
 import os
 from typing import Final
 
-from joblet.config import PROPERTIES, InitPolicy
+from joblet.config import PROPERTIES, RLIMITS, InitPolicy
 from joblet.errors import InvalidArgument, PermissionDenied, printable
 from joblet.launch.plan import Plan, PlanError
 from joblet.systemd.properties import cpu_list
@@ -64,6 +64,10 @@ def check(plan: Plan, policy: InitPolicy) -> None:
         raise PermissionDenied(
             what, f"its stop time-out is not between its grace and {policy.max_stop_us} µs"
         )
+    for name, number in plan.rlimits.items():
+        low, high = RLIMITS[name]
+        if not low <= number <= high:
+            raise PermissionDenied(what, f"rlimit {name} is not between {low} and {high}")
     for name, value in plan.properties.items():
         _check_property(what, name, value, policy)
     for name, ceiling in policy.ceilings.items():

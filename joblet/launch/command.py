@@ -19,7 +19,7 @@ from typing import Final
 
 from joblet.launch import syscalls as sys
 from joblet.launch.failure import Failed, sentence, why_not_executed
-from joblet.launch.plan import TRUSTED, UID_COUNT, WORK, Plan
+from joblet.launch.plan import RLIMITS, TRUSTED, UID_COUNT, WORK, Plan
 
 # What "root" keeps inside its user namespace: enough for packages and archives, nothing over the
 # host
@@ -113,7 +113,8 @@ def _run(
         step = "oom_score_adj"
         _write("/proc/self/oom_score_adj", b"0")
         sys.close_range_cloexec(3)
-        _limits()
+        step = "rlimits"
+        _limits(plan)
         step = "user namespace"
         sys.unshare(sys.CLONE_NEWUSER)
         sync.sendall(NEEDS_MAPS)
@@ -186,13 +187,22 @@ def _write(path: str, data: bytes, *, dir_fd: int | None = None) -> None:
         os.close(fd)
 
 
-def _limits() -> None:
+def _limits(plan: Plan) -> None:
+    """Before the user namespace: inside, no limit can be raised."""
     os.umask(0o022)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     hard = min(hard, NOFILE[1])
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(NOFILE[0], hard), hard))
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    for name, value in plan.rlimits.items():
+        try:
+            resource.setrlimit(_RLIMITS[name], (value, value))
+        except ValueError:  # what Python makes of EPERM and EINVAL
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM)) from None
+
+
+_RLIMITS: Final = {name: getattr(resource, f"RLIMIT_{name.upper()}") for name in RLIMITS}
 
 
 def _capabilities() -> None:

@@ -25,6 +25,9 @@ MAX_US: Final = 2**53  # larger times are nonsense, and JSON readers disagree ab
 
 WORK: Final = "/work"
 
+# Limits of each process that a job may ask for
+RLIMITS: Final = ("core", "fsize", "memlock", "nofile", "stack")
+
 # Profiles: how much of the machine a job is let near. All have the same namespaces, capabilities
 # and masks, but for what is said here; filters of system calls are init mode's, in init/seccomp.py.
 DEFAULT: Final = "default"
@@ -49,6 +52,7 @@ class Plan:
     properties: unit properties by systemd's names, values in JSON; init mode's policy says which
     and
     how large, and knows their D-Bus types. timeout_us and grace_us: 0 means never and at once.
+    rlimits: limits of each of its processes (setrlimit(2)) by RLIMITS' names, soft and hard alike.
     stop_us: the scope's TimeoutStopSec, by which PID 1 must be gone when systemd stops the scope.
     journal: stdout and stderr are streams of the journal, and there are no FIFOs.
     filters: init mode's, for its profile; no plan of a server has any.
@@ -69,14 +73,16 @@ class Plan:
     stop_us: int = 10_000_000
     profile: str = DEFAULT
     properties: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rlimits: Mapping[str, int] = dataclasses.field(default_factory=dict)
     version: int = VERSION
     filters: Filters = ()
 
     def to_bytes(self) -> bytes:
         fields = dataclasses.asdict(self)
         del fields["filters"]
-        if not self.journal:  # an init mode of before knows it not, and need not
-            del fields["journal"]
+        for name in ("journal", "rlimits"):
+            if not fields[name]:  # an init mode of before knows it not, and need not
+                del fields[name]
         return json.dumps(fields, separators=(",", ":")).encode()
 
     def to_checked(self, filters: Filters = ()) -> bytes:
@@ -89,7 +95,8 @@ class Plan:
         """
         names = [field.name for field in dataclasses.fields(self) if field.name != "properties"]
         fields = {name: getattr(self, name) for name in names}
-        return marshal.dumps(fields | {"env": {**self.env}, "filters": filters})
+        plain = {"env": {**self.env}, "rlimits": {**self.rlimits}}
+        return marshal.dumps(fields | plain | {"filters": filters})
 
     @classmethod
     def from_checked(cls, data: bytes) -> "Plan":
@@ -155,6 +162,12 @@ class Plan:
                 raise PlanError(f"{name} is not true or false")
         if not isinstance(fields.get("properties", {}), dict):
             raise PlanError("properties is not an object")
+        rlimits = fields.get("rlimits", {})
+        if not isinstance(rlimits, dict):
+            raise PlanError("rlimits is not an object")
+        for name, value in rlimits.items():
+            if name not in RLIMITS or type(value) is not int:
+                raise PlanError(f"rlimits: {name!r:.80} is {value!r:.80}")
         return cls(**{**fields, "argv": tuple(argv)})
 
 

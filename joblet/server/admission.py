@@ -18,6 +18,7 @@ from joblet.config import (
     ON_FULL,
     OVERFLOW_STRATEGIES,
     PROFILES,
+    RLIMITS,
     UID_FIRST,
     UID_LAST,
     UIDS_PER_JOB,
@@ -96,6 +97,8 @@ def validate(spec: JobSpec) -> None:
     _check_choice("overflow_strategy", spec.overflow_strategy, OVERFLOW_STRATEGIES)
     _check_choice("on_full", spec.on_full, ON_FULL)
     _check_choice("profile", spec.profile, PROFILES)
+    for limit, most in spec.rlimits.items():
+        _check_rlimit(limit, most)
     if spec.network not in HOST_NETWORKS:
         raise InvalidArgument(
             WHAT,
@@ -117,6 +120,15 @@ def _check_choice(field: str, given: str, known: Collection[str]) -> None:
             f"there is no {field} {given!r:.80}",
             hint=f"{', '.join(known)}; leave it out for the server's own",
         )
+
+
+def _check_rlimit(name: str, value: int) -> None:
+    if name not in RLIMITS:
+        hint = f"those that there are: {', '.join(RLIMITS)}"
+        raise InvalidArgument(WHAT, f"there is no limit {name!r:.80} of a process", hint=hint)
+    low, high = RLIMITS[name]
+    if not low <= value <= high:
+        raise InvalidArgument(WHAT, f"its limit {name} is {value}, not between {low} and {high}")
 
 
 def _check_text(text: str) -> None:
@@ -284,4 +296,5 @@ def plan(job: Job, path: str, properties: Mapping[str, object], *, grace_us: int
         stop_us=grace_us + STOP_MARGIN_US,
         profile=spec.profile or DEFAULT,
         properties=properties,
+        rlimits=spec.rlimits,
     )

@@ -123,6 +123,7 @@ def _request(run: RunArgs) -> "pb.RunJobRequest":
         max_tasks=run.max_tasks,
         timeout=run.timeout,
         network=run.network,
+        rlimits=run.rlimits,
         profile=run.profile,
         merge=run.merge,
         log_driver=run.log_driver,

@@ -20,6 +20,13 @@ from rnx.session import Session
 if TYPE_CHECKING:
     from joblet_pb import joblet_pb2 as pb
 
+RLIMIT_NAMES = {
+    "core": "Core Dumps",
+    "fsize": "File Size",
+    "memlock": "Locked Memory",
+    "nofile": "Open Files",
+    "stack": "Stack",
+}
 # A server may name a limit as the answer does, as the request does, or as its options do.
 LIMIT_NAMES = {"max_memory_bytes": "max_memory", "max_iobps": "max_io_bps"}
 
@@ -133,10 +140,19 @@ def _asked(job: "pb.GetJobStatusResponse") -> list[str]:
             "Max IO BPS": job.max_io_bps,
             "CPU Cores": job.cpu_cores,
             "Max Tasks": job.max_tasks,
+            **_rlimits(job),
             "Timeout": job.timeout,
             "GPUs": job.gpu_count,
         }
     )
+
+
+def _rlimits(job: "pb.GetJobStatusResponse") -> dict[str, str]:
+    """Also those that are 0."""
+    return {
+        RLIMIT_NAMES.get(name, name): str(value) if name == "nofile" else size(value)
+        for name, value in sorted(job.rlimits.items())
+    }
 
 
 def _effective(job: "pb.GetJobStatusResponse") -> list[str]:
@@ -258,6 +274,7 @@ def status_json(job: "pb.GetJobStatusResponse") -> dict[str, Any]:
         "stoppedBy": job.stopped_by,
         "timeout": job.timeout,
         "profile": job.profile,
+        "rlimits": dict(job.rlimits) or None,
         "logDriver": job.log_driver,
         "overflow": job.overflow_strategy,
         "onFull": job.on_full,

@@ -154,6 +154,19 @@ def test_trusted_may_nest(rnx: Rnx) -> None:
     assert b"unshare failed: Operation not permitted" in refused.stdout
 
 
+def test_limits_of_a_process_above_the_services_own(rnx: Rnx) -> None:
+    show = ["bash", "-c", "for n in n l; do ulimit -S$n; ulimit -H$n; done; ulimit -Hl 999999"]
+    plain = rnx("run", "--follow", *show)
+    assert plain.code == 1  # raised inside it cannot be
+    files, _, locked, most = (int(line) for line in plain.text.splitlines()[:4])
+    assert files == 1024
+    assert max(locked, most) < 300 << 10
+    raised = rnx("run", "--follow", "--nofile=600000", "--memlock=300M", *show)
+    assert raised.text.splitlines()[:4] == ["600000", "600000", "307200", "307200"]
+    status = rnx.status(rnx.json("list")[-1]["id"])
+    assert status["rlimits"] == {"nofile": 600_000, "memlock": 300 << 20}
+
+
 def test_an_end_that_a_stranger_holds_open(rnx: Rnx) -> None:
     """A job hands its output away and goes: it has ended all the same, and so has its log."""
     vm = rnx.machine

@@ -60,6 +60,7 @@ def spec(request: pb.RunJobRequest) -> JobSpec:
         log_driver=request.log_driver,
         overflow_strategy=request.overflow_strategy,
         on_full=request.on_full,
+        rlimits=dict(request.rlimits),
         profile=request.profile,
     )
 
@@ -148,6 +149,7 @@ def job_status(job: Job, node_id: str, output_trouble: str = "") -> pb.GetJobSta
         on_full=job.spec.on_full,
         output_trouble=output_trouble,
         profile=job.spec.profile,
+        rlimits=job.spec.rlimits,
     )
 
 

@@ -212,6 +212,13 @@ def test_a_profile_that_the_policy_names() -> None:
     refused(PermissionDenied, plan(profile="default"), policy(profiles=("trusted",)))
 
 
+def test_limits_of_a_process() -> None:
+    permits.check(plan(rlimits={"nofile": 1_048_576, "core": 0}), policy())
+    for name, value in (("nofile", 1_048_577), ("nofile", 15), ("stack", 0), ("core", -1)):
+        said = refused(PermissionDenied, plan(rlimits={name: value}))
+        assert f"rlimit {name} is not between" in said
+
+
 def test_stop_time_out() -> None:
     most = POLICY.max_stop_us
     permits.check(plan(grace_us=0, stop_us=0), POLICY)

@@ -177,6 +177,25 @@ def test_what_a_process_inherits(host: Host) -> None:
     assert found["Groups"] == ""
 
 
+def test_limits_of_a_process(host: Host) -> None:
+    """Soft and hard, for a job's root for good; that they can be raised is test_sandbox.py's."""
+    asked = {"nofile": 4096, "core": 65536, "fsize": 1 << 20, "memlock": 1 << 22, "stack": 1 << 24}
+    script = "for n in n c f l s; do ulimit -S$n; ulimit -H$n; done; ulimit -Hn 5000 2>&1; "
+    script += "head -c 2000000 /dev/zero > /work/x; stat -c %s /work/x"
+    _, output = host.run(["bash", "-c", script], rlimits=asked)
+    *limits, refusal, size = output.decode().splitlines()
+    assert [int(text) for text in limits] == [4096, 4096, 64, 64, 1024, 1024, 4096, 4096,
+                                              1 << 14, 1 << 14]  # fmt: skip
+    assert "Operation not permitted" in refusal
+    assert size == str(1 << 20)
+
+
+def test_more_descriptors_than_the_host_has(host: Host) -> None:
+    most = int(Path("/proc/sys/fs/nr_open").read_text())
+    record, _ = host.run(["true"], rlimits={"nofile": most + 1})
+    assert (record.ended_by, record.step, record.errno) == ("launch", "rlimits", errno.EPERM)
+
+
 def test_inherited_sockets_go_neither_to_the_zygote_nor_to_a_pid1(tmp_path: Path) -> None:
     """systemd's listening socket comes as a descriptor that is not close-on-exec."""
     reader, writer = os.pipe()

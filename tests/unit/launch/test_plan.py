@@ -16,6 +16,7 @@ from joblet.launch.plan import (
     MAX_STRINGS,
     MAX_US,
     PROFILES,
+    RLIMITS,
     VERSION,
     Plan,
     PlanError,
@@ -48,6 +49,7 @@ plans = st.builds(
     grace_us=times,
     stop_us=times,
     profile=texts,
+    rlimits=st.dictionaries(st.sampled_from(RLIMITS), st.integers(), max_size=3),
     properties=st.dictionaries(texts, values, max_size=4),
 )
 
@@ -66,6 +68,7 @@ SAMPLE = Plan(
     grace_us=2,
     stop_us=3,
     properties={"MemoryMax": 1 << 30, "AllowedCPUs": "0-3,7"},
+    rlimits={"nofile": 4096, "core": 0},
 )
 
 
@@ -217,6 +220,10 @@ def test_nesting_in_any_field(name: str, depth: int, brackets: str) -> None:
         ({"merge": 0}, "merge is not true or false"),
         ({"merge": "yes"}, "merge is not true or false"),
         ({"properties": []}, "properties is not an object"),
+        ({"rlimits": []}, "rlimits is not an object"),
+        ({"rlimits": {"nproc": 1}}, "rlimits: 'nproc' is 1"),
+        ({"rlimits": {"core": "0"}}, "rlimits: 'core' is '0'"),
+        ({"rlimits": {"core": True}}, "rlimits: 'core' is True"),
     ],
 )
 def test_refusals(changes: dict[str, Any], words: str) -> None:
@@ -233,11 +240,12 @@ def test_the_longest_strings_pass() -> None:
 
 def test_a_frozen_plan_is_plain_data() -> None:
     plan = Plan(job=JOB, path="/a", argv=("a",), env={}, uid_base=0, journal=True)
+    plan = dataclasses.replace(plan, rlimits={"core": 0})
     names = {f.name for f in dataclasses.fields(Plan)}
     assert set(json.loads(plan.to_bytes())) == names - {"filters"}
     # what is younger than the format is there only if it is used
-    stored = dataclasses.replace(plan, journal=False)
-    assert "journal" not in json.loads(stored.to_bytes())
+    stored = dataclasses.replace(plan, journal=False, rlimits={})
+    assert not {"journal", "rlimits"} & set(json.loads(stored.to_bytes()))
     assert Plan.from_bytes(stored.to_bytes()) == stored
     assert all(letter in string.printable for letter in plan.to_bytes().decode())
 
@@ -250,8 +258,9 @@ def test_filters_are_init_modes_alone() -> None:
     assert Plan.from_checked(with_own.to_checked()).filters == ()
 
 
-def test_the_profiles_that_the_configuration_knows() -> None:
+def test_the_profiles_and_limits_that_the_configuration_knows() -> None:
     assert set(PROFILES) == set(config.PROFILES)
+    assert set(RLIMITS) == set(config.RLIMITS)
 
 
 def test_a_checked_plan_reaches_pid1_as_it_is() -> None:

@@ -19,6 +19,11 @@ VALUES = {
     "--cpu-cores": "5",
     "--max-tasks": "5",
     "--timeout": "5s",
+    "--nofile": "50",
+    "--core": "5K",
+    "--fsize": "5M",
+    "--memlock": "5G",
+    "--stack": "5MB",
 }
 
 
@@ -32,6 +37,13 @@ def test_everything_behind_the_command_is_the_jobs() -> None:
     run = parse(["--max-cpu=5", "ls", "--max-cpu=6", "-f", "--", "--help", "--node", "x"])
     assert (run.command, run.max_cpu, run.follow, run.help) == ("ls", 5, False, False)
     assert run.args == ["--max-cpu=6", "-f", "--", "--help", "--node", "x"]
+
+
+def test_limits_of_each_process() -> None:
+    run = parse(["--nofile=4096", "--core", "0", "--stack=16M", "x"])
+    assert run.rlimits == {"nofile": 4096, "core": 0, "stack": 16 << 20}
+    assert "as in 4096" in str(refused("--nofile=4k", "x"))
+    assert "too large" in str(refused("--core=9999999T", "x"))
 
 
 def test_two_dashes_end_the_flags() -> None:

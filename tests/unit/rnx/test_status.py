@@ -42,6 +42,7 @@ def full() -> pb.GetJobStatusResponse:
         on_full="drop",
         output_trouble="cannot read it: the disk is slow",
         profile="strict",
+        rlimits={"nofile": 4096, "core": 0},
         network="bridge",
         work_dir="/work",
         environment={"B": "2", "A": "Status: 1"},
@@ -85,6 +86,8 @@ Resource Limits:
   Max IO BPS: 1000
   CPU Cores: 0-1
   Max Tasks: 10
+  Core Dumps: 0 bytes
+  Open Files: 4096
   Timeout: 5m
 
 Effective Limits:

@@ -362,6 +362,15 @@ def test_profiles() -> None:
         check_profile("trusted", narrow)
 
 
+def test_limits_of_a_process() -> None:
+    validate(JobSpec("true", rlimits={"nofile": 16, "core": 1 << 40}))
+    with pytest.raises(InvalidArgument, match="no limit 'cpu' of a process") as info:
+        validate(JobSpec("true", rlimits={"cpu": 1}))
+    assert info.value.hint.endswith("core, fsize, memlock, nofile, stack")
+    with pytest.raises(InvalidArgument, match="limit nofile is 3, not between 16 and 1048576"):
+        validate(JobSpec("true", rlimits={"nofile": 3}))
+
+
 def test_strict_has_no_place_for_temporary_files_but_its_own() -> None:
     assert environment("id", JobSpec("true", profile="strict"))["TMPDIR"] == "/work"
     own = JobSpec("true", profile="strict", environment={"TMPDIR": "/work/t"})

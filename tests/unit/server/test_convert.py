@@ -46,7 +46,7 @@ def test_a_request() -> None:
         max_io_bps=1000, network="host", work_dir="sub", environment={"A": "1"},
         secret_environment={"B": "2"}, timeout="1m30s", max_tasks=20, merge=True,
         log_driver="journald",
-        overflow_strategy="spill", on_full="drop",
+        overflow_strategy="spill", on_full="drop", profile="strict", rlimits={"core": 0},
     )  # fmt: skip
     assert convert.spec(request) == JobSpec(
         command="python3",
@@ -62,6 +62,8 @@ def test_a_request() -> None:
         log_driver="journald",
         overflow_strategy="spill",
         on_full="drop",
+        profile="strict",
+        rlimits={"core": 0},
     )
     assert convert.spec(pb.RunJobRequest()) == JobSpec("")
 
@@ -125,7 +127,7 @@ def finished(**more: Any) -> Job:
         "python3", args=("a",), name="net", environment={"A": "1"},
         secret_environment={"B": "hunter2"}, work_dir="sub", timeout_us=90_000_000, merge=True,
         log_driver=JOURNALD,
-        limits=Limits(50, "0-1", 64 * MIB, 1000, 20),
+        limits=Limits(50, "0-1", 64 * MIB, 1000, 20), profile="strict", rlimits={"core": 0},
     )  # fmt: skip
     values: dict[str, Any] = {
         "spec": spec,
@@ -158,7 +160,7 @@ def test_status(zone: Callable[[str], None]) -> None:
         usage=pb.JobUsage(
             cpu_usec=7, memory_peak_bytes=8, io_read_bytes=9, io_write_bytes=10
         ),
-        max_tasks=20, merge=True, log_driver="journald",
+        max_tasks=20, merge=True, log_driver="journald", profile="strict", rlimits={"core": 0},
     )  # fmt: skip
     assert "hunter2" not in str(status)
 
