@@ -54,7 +54,8 @@ def test_it_keeps_no_descriptor_of_a_request(host: Host) -> None:
     before = len(descriptors(host.process.pid))
     for _ in range(20):
         host.fork(["true"])
-    eventually(lambda: len(descriptors(host.process.pid)) == before)
+    # (fewer, if it was still closing those of the request before when they were counted)
+    eventually(lambda: len(descriptors(host.process.pid)) <= before)
 
 
 def test_it_leaves_no_zombie(host: Host) -> None:
