@@ -64,6 +64,10 @@ class Settings:
     splice_bytes: int = 1 << 20
     fair_splice_bytes: int = 256 << 10
     round_bytes: int = 16 << 20
+    # Pipes that come when a thread has so many already are made as small as one of its splices, if
+    # what they hold allows it: of a thousand large ones each is read when it is no longer in any
+    # cache of the processor (docs/adr/0008).
+    many_pipes: int = 32
     pace_s: float = 0.001  # rest after a round that moved little
     retry_first_s: float = 0.05  # back-off after the disk refused
     retry_last_s: float = 5.0
@@ -86,8 +90,7 @@ class Pipe:
         self.turn = 0  # chunks read under pressure
         self.left_out_s = 0.0  # when some was left out last
         self.waits = False  # for room in the stage
-        # A quarter of a pipe can be all it holds: small writes do not always share a page.
-        self.busy_bytes = min(_BUSY_BYTES, fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) // 4)
+        self.busy_bytes = _busy_bytes(fd)
         self.waiting: list[concurrent.futures.Future[None]] = []  # for the end
         self.closed = False
 
@@ -322,6 +325,8 @@ class Reader(Worker):
             command()
 
     def _add(self, pipe: Pipe) -> None:
+        if len(self._pipes) >= self._settings.many_pipes:
+            _make_smaller(pipe, self._settings.fair_splice_bytes)
         self._pipes[pipe.fd] = pipe
         pipe.core.pin()
         self._hot[pipe] = None
@@ -425,6 +430,20 @@ class Reader(Worker):
             pipe.trouble = None
             self._on_trouble(pipe.core, None)
         _resolve(pipe, failure)
+
+
+def _busy_bytes(fd: int) -> int:
+    """From a pipe that gave so much there is more to come."""
+    # A quarter of a pipe can be all it holds: small writes do not always share a page.
+    return min(_BUSY_BYTES, fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) // 4)
+
+
+def _make_smaller(pipe: Pipe, size: int) -> None:
+    """If it is larger; not if it holds more than that just now (F_SETPIPE_SZ, fcntl(2))."""
+    if fcntl.fcntl(pipe.fd, fcntl.F_GETPIPE_SZ) > size:
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe.fd, fcntl.F_SETPIPE_SZ, size)
+            pipe.busy_bytes = _busy_bytes(pipe.fd)
 
 
 def _wait(pipe: Pipe, *, waits: bool) -> None:

@@ -2,6 +2,8 @@
 """Reader threads: pipes of every kind are read to their end, and none waits for another."""
 
 import asyncio
+import contextlib
+import fcntl
 import itertools
 import os
 from collections.abc import Callable
@@ -268,6 +270,35 @@ def test_300_jobs_and_none_waits_for_those_who_scream(tmp_path: Path, readers: i
         finally:
             for pipe in pipes:
                 pipe.__exit__()
+
+    run(main)
+
+
+def test_pipes_beyond_many_are_small_unless_they_are_full(tmp_path: Path) -> None:
+    settings = Settings(fair_splice_bytes=16_384, many_pipes=2)
+
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            pipes = [stack.enter_context(Pipe()) for _ in range(4)]
+            full = b"x" * 500_000
+            pipes[3].write(full)
+            store = await stack.enter_async_context(running(tmp_path, settings=settings, readers=1))
+            logs = [await store.open(f"job{number}") for number in range(4)]
+            for log, pipe in zip(logs, pipes, strict=True):
+                await log.expect({OUT})
+                log.attach(OUT, pipe.read_end())
+            for pipe in pipes[:3]:
+                pipe.write(b"said")
+            for log, size in zip(logs, (4, 4, 4, len(full)), strict=True):
+                await until(log, size)
+            sizes = [fcntl.fcntl(pipe.sink, fcntl.F_GETPIPE_SZ) for pipe in pipes]
+            assert sizes == [1 << 20, 1 << 20, 16_384, 1 << 20]
+            for log, pipe in zip(logs, pipes, strict=True):
+                pipe.write(b"y" * 100_000)
+                pipe.hang_up()
+                await log.wait_ended()
+            assert stream_of(await collect(logs[2]), OUT) == b"said" + b"y" * 100_000
+            assert stream_of(await collect(logs[3]), OUT) == full + b"y" * 100_000
 
     run(main)
 
