@@ -7,9 +7,9 @@ fds along.
                                                          "hint"}}
 
 The first message of each side is a hello, `{"hello": VERSION, "oldest": OLDEST, "program": …}`,
-init mode's with `"permits": {"uid_first", "uid_last", "profiles"}`, which is what its policy says
-of jobs; a peer that shares no version is told so and dropped. A hang-up withdraws every launch that
-has not got its go.
+init mode's with `"permits": {"uid_first", "uid_last", "profiles", "ceilings"}`, which is what its
+policy says of jobs; a peer that shares no version is told so and dropped. A hang-up withdraws every
+launch that has not got its go.
 
     launch    job, fd: plan                -> pid, cgroup      directory, PID 1, scope
     go        job                          -> fd: ctl          answered once the scope stands and

@@ -112,10 +112,11 @@ class End:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
-    """Asked-for or effective limits; 0 or "" means none.
+    """Asked-for or effective limits; 0 or "" means none, and for max_swap None does.
 
-    max_cpu: percent of one core. max_memory: bytes (the wire says MiB). max_iobps: bytes/s,
-    reading and writing each.
+    max_cpu: percent of one core. max_memory, memory_high, max_swap: bytes (the wire says MiB of the
+    first). max_iobps: bytes/s, reading and writing each; max_read_bps and max_write_bps go before
+    it. Weights: 1 to 10000, what a job is given beside others; 100 is everybody's.
     """
 
     max_cpu: int = 0
@@ -123,6 +124,20 @@ class Limits:
     max_memory: int = 0
     max_iobps: int = 0
     max_tasks: int = 0
+    cpu_weight: int = 0
+    memory_high: int = 0
+    max_swap: int | None = None
+    max_read_bps: int = 0
+    max_write_bps: int = 0
+    io_weight: int = 0
+
+    @property
+    def read_bps(self) -> int:
+        return self.max_read_bps or self.max_iobps
+
+    @property
+    def write_bps(self) -> int:
+        return self.max_write_bps or self.max_iobps
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from decimal import Decimal
 
 INT32_MAX = 2**31 - 1  # the contract's limits are int32
 INT64_MAX = 2**63 - 1  # and ours
+WEIGHT_MAX = 10_000
 
 MIB = 1024**2
 UNITS = {"": 1, "K": 1024, "M": MIB, "G": 1024**3, "T": 1024**4}
@@ -43,6 +44,19 @@ def size(text: str) -> int:
     return _int64(_size(text, bare=1))
 
 
+def weight(text: str) -> int:
+    """A share beside others, who have 100: "200" is twice as much."""
+    value = _whole(text, "write a number from 1 to 10000; 100 is what everybody has")
+    if not 1 <= value <= WEIGHT_MAX:
+        raise ValueError("a weight is 1 to 10000; 100 is what everybody has")
+    return value
+
+
+def mebibytes_or_less(text: str) -> int:
+    """Bytes; a bare number is MiB, as of the other limits of memory: "512", "512M", "64K"."""
+    return _int64(_size(text, bare=MIB))
+
+
 def files(text: str) -> int:
     """Open files and sockets: "4096"."""
     return _whole(text, "write how many files, as in 4096")
@@ -51,6 +65,11 @@ def files(text: str) -> int:
 def bytes_per_second(text: str) -> int:
     """I/O bandwidth in bytes/s: "1048576", "10M", "10MB/s"."""
     return _int32(_size(text.removesuffix("/s"), bare=1))
+
+
+def rate(text: str) -> int:
+    """The same for limits of ours, which may be larger: "10G"."""
+    return _int64(_size(text.removesuffix("/s"), bare=1))
 
 
 def cores(text: str) -> str:

@@ -50,9 +50,15 @@ FLAGS: Final = (
     ),
     Flag("--work-dir", "Directory in which the command starts; /work if not given.", "DIR"),
     Flag("--max-cpu", "CPU limit in percent of one core: 50, 200%.", "PERCENT"),
-    Flag("--max-memory", "Memory limit: 512 (MiB), 512M, 2G.", "SIZE"),
-    Flag("--max-iobps", "Limit of bytes/s read, and of bytes/s written: 1048576, 10M.", "RATE"),
+    Flag("--cpu-weight", "Share of the CPU beside other jobs, which have 100: 1 to 10000.", "N"),
     Flag("--cpu-cores", "CPUs to run on: 0-3, 1,3.", "LIST"),
+    Flag("--max-memory", "Memory limit: 512 (MiB), 512M, 2G.", "SIZE"),
+    Flag("--memory-high", "Above it the job is slowed down, and not ended: 512 (MiB), 2G.", "SIZE"),
+    Flag("--max-swap", "Swap beside a memory limit; 0, none, unless set: 512 (MiB), 2G.", "SIZE"),
+    Flag("--max-iobps", "Limit of bytes/s read, and of bytes/s written: 1048576, 10M.", "RATE"),
+    Flag("--max-read-bps", "Limit of bytes/s read; goes before --max-iobps.", "RATE"),
+    Flag("--max-write-bps", "Limit of bytes/s written; goes before --max-iobps.", "RATE"),
+    Flag("--io-weight", "Share of the disks beside other jobs, which have 100: 1 to 10000.", "N"),
     Flag("--max-tasks", "Limit of processes and threads.", "N"),
     Flag("--nofile", "Open files of each process; 1024, and at most 524288, unless set.", "N"),
     Flag("--core", "Size of each core dump; 0, none, unless set.", "SIZE"),
@@ -118,6 +124,12 @@ class RunArgs:
     max_iobps: int = 0
     cpu_cores: str = ""
     max_tasks: int = 0
+    cpu_weight: int = 0
+    memory_high: int = 0  # bytes
+    max_swap: int | None = None  # bytes
+    max_read_bps: int = 0
+    max_write_bps: int = 0
+    io_weight: int = 0
     rlimits: dict[str, int] = dataclasses.field(default_factory=dict)  # by their flags' names
     timeout: str = ""
     network: str = ""
@@ -155,6 +167,12 @@ _READ: dict[str, Callable[[str], Any]] = {
     "--max-memory": quantities.mebibytes,
     "--max-iobps": quantities.bytes_per_second,
     "--cpu-cores": quantities.cores,
+    "--cpu-weight": quantities.weight,
+    "--memory-high": quantities.mebibytes_or_less,
+    "--max-swap": quantities.mebibytes_or_less,
+    "--max-read-bps": quantities.rate,
+    "--max-write-bps": quantities.rate,
+    "--io-weight": quantities.weight,
     "--max-tasks": quantities.tasks,
     "--nofile": quantities.files,
     "--core": quantities.size,

@@ -144,13 +144,17 @@ class Logging:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LimitPolicy:
-    """Ours: what to do about a limit this host cannot enforce, and a job's tasks by default."""
+    """Ours: what to do about a limit this host cannot enforce, a job's tasks by default, and the
+    smallest memory limit that a client may ask for."""
 
     on_missing_controller: str = setting(
         "on_missing_controller", Choice(("refuse", "warn")), "refuse"
     )
     default_max_tasks: int = setting(
         "default_max_tasks", Whole(MIN_TASKS, MAX_TASKS), DEFAULT_MAX_TASKS
+    )
+    min_memory: int = setting(
+        "min_memory", Size(MIN_MEMORY_MIB << 20, 1 << 50), MIN_MEMORY_MIB << 20
     )
 
 

@@ -99,6 +99,7 @@ def of_jobs(policy: InitPolicy) -> dict[str, object]:
         "uid_first": policy.uid_first,
         "uid_last": policy.uid_last,
         "profiles": list(policy.profiles),
+        "ceilings": dict(policy.ceilings),
     }
 
 

@@ -56,6 +56,7 @@ class Permits:
     uid_first: int = UID_FIRST
     uid_last: int = UID_LAST
     profiles: Collection[str] = PROFILES
+    ceilings: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of unit properties
 
     @property
     def uid_bases(self) -> range:

@@ -294,6 +294,7 @@ def _supervisor(
         max_jobs=settings.joblet.max_concurrent_jobs,
         timeout_us=settings.joblet.job_timeout_us,
         profile=settings.isolation.profile,
+        min_memory=settings.limits.min_memory,
     )
     return Supervisor(records, tools, bounds, new_id=lambda: str(uuid.uuid4()))
 

@@ -287,6 +287,10 @@ def _permits(hello: Message) -> Permits:
         uid_first=link.number(said, "uid_first", UID_FIRST, UID_LAST),
         uid_last=link.number(said, "uid_last", UID_FIRST, UID_LAST),
         profiles=frozenset(map(str, said.get("profiles", ()))),
+        ceilings={
+            str(name): link.number({name: value}, name, 1, 2**63)
+            for name, value in said.get("ceilings", {}).items()
+        },
     )
 
 

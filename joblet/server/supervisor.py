@@ -51,6 +51,7 @@ class Settings:
     max_jobs: int
     timeout_us: int
     profile: str
+    min_memory: int = limits.MIN_MEMORY
 
 
 class Supervisor:
@@ -112,8 +113,9 @@ class Supervisor:
 
     async def _run(self, spec: JobSpec, by: str, key: str) -> Job:
         self._check_open()
-        asked = limits.ask(spec.limits, self._settings.defaults)
-        limits.validate(asked.limits)
+        permits = self._tools.launcher.permits
+        asked = limits.ask(spec.limits, self._settings.defaults, permits.ceilings)
+        limits.validate(asked.limits, min_memory=self._settings.min_memory)
         spec = dataclasses.replace(
             spec,
             limits=asked.limits,
@@ -121,7 +123,6 @@ class Supervisor:
             profile=spec.profile or self._settings.profile,
         )
         admission.validate(spec)
-        permits = self._tools.launcher.permits
         admission.check_profile(spec.profile, permits)
         job_id = self._new_id()
         path = await asyncio.to_thread(
@@ -170,6 +171,10 @@ class Supervisor:
         found = await self._records.get(job_id)
         task = self._tasks.get(found.id)
         return task.job if task is not None else found
+
+    async def status(self, job_id: str) -> Job:
+        """The same, with what holds for it now: a sysadmin may have changed its unit."""
+        return self._tools.enforcement.now(await self.get(job_id))
 
     async def heads(self, cursor: int, limit: int, *, newest_first: bool) -> Sequence[Head]:
         """Numbers and ids of up to `limit` jobs, behind or before `cursor`; see Records.heads."""

@@ -16,19 +16,10 @@ from rnx.formats import parse_time, plain, reason, size, span, status_time
 from rnx.options import global_options, job_argument
 from rnx.output import Environment
 from rnx.session import Session
+from rnx.show_limits import asked, asked_json, effective, effective_json
 
 if TYPE_CHECKING:
     from joblet_pb import joblet_pb2 as pb
-
-RLIMIT_NAMES = {
-    "core": "Core Dumps",
-    "fsize": "File Size",
-    "memlock": "Locked Memory",
-    "nofile": "Open Files",
-    "stack": "Stack",
-}
-# A server may name a limit as the answer does, as the request does, or as its options do.
-LIMIT_NAMES = {"max_memory_bytes": "max_memory", "max_iobps": "max_io_bps"}
 
 
 @click.command("status")
@@ -56,8 +47,8 @@ def status_text(job: "pb.GetJobStatusResponse", env: Environment) -> str:
         _head(job, env),
         _section("Scheduling Information", _schedule(job, env)),
         _section("Timing", _timing(job, env)),
-        _section("Resource Limits", _asked(job)),
-        _section("Effective Limits", _effective(job)),
+        _section("Resource Limits", _named(asked(job))),
+        _section("Effective Limits", effective(job)),
         _section(
             "Output",
             _named(
@@ -130,53 +121,6 @@ def _timing(job: "pb.GetJobStatusResponse", env: Environment) -> list[str]:
     if job.created_by:
         lines.append(f"Created By: {job.created_by}")
     return lines
-
-
-def _asked(job: "pb.GetJobStatusResponse") -> list[str]:
-    return _named(
-        {
-            "Max CPU": job.max_cpu and f"{job.max_cpu}%",
-            "Max Memory": job.max_memory and f"{job.max_memory} MB",
-            "Max IO BPS": job.max_io_bps,
-            "CPU Cores": job.cpu_cores,
-            "Max Tasks": job.max_tasks,
-            **_rlimits(job),
-            "Timeout": job.timeout,
-            "GPUs": job.gpu_count,
-        }
-    )
-
-
-def _rlimits(job: "pb.GetJobStatusResponse") -> dict[str, str]:
-    """Also those that are 0."""
-    return {
-        RLIMIT_NAMES.get(name, name): str(value) if name == "nofile" else size(value)
-        for name, value in sorted(job.rlimits.items())
-    }
-
-
-def _effective(job: "pb.GetJobStatusResponse") -> list[str]:
-    """What the kernel enforces, and plainly what it does not."""
-    if not job.HasField("effective"):
-        return []
-    limits = job.effective
-    values: dict[str, tuple[str, Any]] = {
-        "max_cpu": ("CPU", limits.max_cpu and f"{limits.max_cpu}%"),
-        "cpu_cores": ("Cores", limits.cpu_cores),
-        "max_memory": ("Memory", limits.max_memory_bytes and size(limits.max_memory_bytes)),
-        "max_io_bps": ("I/O", limits.max_io_bps and f"{size(limits.max_io_bps)}/s"),
-        "max_tasks": ("Tasks", limits.max_tasks),
-    }
-    missing = [LIMIT_NAMES.get(name, name) for name in limits.not_enforced]
-    lines = [
-        f"{label}: {value}"
-        for name, (label, value) in values.items()
-        if value and name not in missing
-    ]
-    for name in missing:
-        label, _ = values.get(name, (name, None))
-        lines.append(f"{label}: not enforced on this host")
-    return lines or ["none"]
 
 
 def _systemd(job: "pb.GetJobStatusResponse") -> list[str]:
@@ -279,32 +223,11 @@ def status_json(job: "pb.GetJobStatusResponse") -> dict[str, Any]:
         "overflow": job.overflow_strategy,
         "onFull": job.on_full,
         "outputTrouble": job.output_trouble,
-        "effectiveLimits": _effective_json(job),
+        "effectiveLimits": effective_json(job),
         "usage": _usage_json(job),
     }
-    limits = {
-        "maxCPU": job.max_cpu,
-        "maxMemory": job.max_memory,
-        "maxIOBPS": job.max_io_bps,
-        "cpuCores": job.cpu_cores,
-        "maxTasks": job.max_tasks,
-    }
-    shown |= {key: value for key, value in limits.items() if value}
+    shown |= asked_json(job)
     return dict(sorted(shown.items()))
-
-
-def _effective_json(job: "pb.GetJobStatusResponse") -> dict[str, Any] | None:
-    if not job.HasField("effective"):
-        return None
-    limits = job.effective
-    return {
-        "maxCPU": limits.max_cpu,
-        "cpuCores": limits.cpu_cores,
-        "maxMemoryBytes": limits.max_memory_bytes,
-        "maxIOBPS": limits.max_io_bps,
-        "maxTasks": limits.max_tasks,
-        "notEnforced": list(limits.not_enforced),
-    }
 
 
 def _usage_json(job: "pb.GetJobStatusResponse") -> dict[str, Any] | None:

@@ -70,6 +70,7 @@ SERVER = (
         "budgets",
         "allocator",
     ),
+    ("cgroup",),
 )
 NOUNS = ("host", "journal", "records")
 

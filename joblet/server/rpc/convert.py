@@ -54,6 +54,12 @@ def spec(request: pb.RunJobRequest) -> JobSpec:
             max_memory=request.max_memory * MIB,
             max_iobps=request.max_io_bps,
             max_tasks=request.max_tasks,
+            cpu_weight=request.cpu_weight,
+            memory_high=request.memory_high_bytes,
+            max_swap=request.max_swap_bytes if request.HasField("max_swap_bytes") else None,
+            max_read_bps=request.max_read_bps,
+            max_write_bps=request.max_write_bps,
+            io_weight=request.io_weight,
         ),
         timeout_us=_timeout(request.timeout),
         merge=request.merge,
@@ -100,7 +106,7 @@ def run_response(job: Job) -> pb.RunJobResponse:
 
 
 def job_status(job: Job, node_id: str, output_trouble: str = "") -> pb.GetJobStatusResponse:
-    asked, effective, end = job.spec.limits, job.effective, job.end
+    asked, end = job.spec.limits, job.end
     return pb.GetJobStatusResponse(
         uuid=job.id,
         name=job.spec.name,
@@ -125,14 +131,7 @@ def job_status(job: Job, node_id: str, output_trouble: str = "") -> pb.GetJobSta
         unit=job.unit,
         pid=job.pid,
         cgroup=job.cgroup,
-        effective=pb.EffectiveLimits(
-            max_cpu=_int32(effective.max_cpu),
-            cpu_cores=effective.cpu_cores,
-            max_memory_bytes=_int64(effective.max_memory),
-            max_io_bps=_int64(effective.max_iobps),
-            max_tasks=_int32(effective.max_tasks),
-            not_enforced=job.not_enforced,
-        ),
+        effective=effective_limits(job),
         stopped_by=job.stop_by,
         created_by=job.created_by,
         signal=end.signal if end else 0,
@@ -150,6 +149,30 @@ def job_status(job: Job, node_id: str, output_trouble: str = "") -> pb.GetJobSta
         output_trouble=output_trouble,
         profile=job.spec.profile,
         rlimits=job.spec.rlimits,
+        cpu_weight=asked.cpu_weight,
+        memory_high_bytes=asked.memory_high,
+        max_swap_bytes=asked.max_swap,
+        max_read_bps=asked.max_read_bps,
+        max_write_bps=asked.max_write_bps,
+        io_weight=asked.io_weight,
+    )
+
+
+def effective_limits(job: Job) -> pb.EffectiveLimits:
+    effective = job.effective
+    return pb.EffectiveLimits(
+        max_cpu=_int32(effective.max_cpu),
+        cpu_cores=effective.cpu_cores,
+        max_memory_bytes=_int64(effective.max_memory),
+        max_io_bps=_int64(effective.max_iobps),
+        max_tasks=_int32(effective.max_tasks),
+        not_enforced=job.not_enforced,
+        cpu_weight=_int32(effective.cpu_weight),
+        memory_high_bytes=_int64(effective.memory_high),
+        max_swap_bytes=None if effective.max_swap is None else _int64(effective.max_swap),
+        max_read_bps=_int64(effective.max_read_bps),
+        max_write_bps=_int64(effective.max_write_bps),
+        io_weight=_int32(effective.io_weight),
     )
 
 

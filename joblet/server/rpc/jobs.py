@@ -66,7 +66,7 @@ class JobService:
     async def status(
         self, request: pb.GetJobStatusRequest, caller: Caller
     ) -> pb.GetJobStatusResponse:
-        job = await self._supervisor.get(request.uuid)
+        job = await self._supervisor.status(request.uuid)
         return convert.job_status(job, self._node_id, self._supervisor.output_trouble(job.id))
 
     async def list_jobs(self, request: pb.EmptyRequest, caller: Caller) -> bytes:

@@ -18,6 +18,12 @@ VALUES = {
     "--max-iobps": "5",
     "--cpu-cores": "5",
     "--max-tasks": "5",
+    "--cpu-weight": "5",
+    "--io-weight": "5",
+    "--memory-high": "5",
+    "--max-swap": "5",
+    "--max-read-bps": "5",
+    "--max-write-bps": "5",
     "--timeout": "5s",
     "--nofile": "50",
     "--core": "5K",
@@ -44,6 +50,15 @@ def test_limits_of_each_process() -> None:
     assert run.rlimits == {"nofile": 4096, "core": 0, "stack": 16 << 20}
     assert "as in 4096" in str(refused("--nofile=4k", "x"))
     assert "too large" in str(refused("--core=9999999T", "x"))
+
+
+def test_limits_in_their_units() -> None:
+    run = parse(["--max-memory=64", "--memory-high=48", "--max-swap=0", "--max-read-bps=4G", "x"])
+    assert (run.max_memory, run.memory_high, run.max_swap) == (64, 48 << 20, 0)
+    assert (run.max_read_bps, run.max_write_bps) == (4 << 30, 0)
+    assert parse(["x"]).max_swap is None  # the server's
+    assert "1 to 10000" in str(refused("--cpu-weight=0", "x"))
+    assert "1 to 10000" in str(refused("--io-weight=10001", "x"))
 
 
 def test_two_dashes_end_the_flags() -> None:

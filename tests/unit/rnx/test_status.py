@@ -3,10 +3,12 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from joblet_pb import joblet_pb2 as pb
+from rnx import show_limits
 from rnx.commands.status import status_json, status_text
 from rnx.output import Environment
 from tests.unit.rnx.conftest import NOW
@@ -54,8 +56,20 @@ def full() -> pb.GetJobStatusResponse:
         unit=f"joblet-{JOB}.scope",
         pid=4711,
         cgroup=f"/joblet.slice/joblet-{JOB}.scope",
+        cpu_weight=20,
+        memory_high_bytes=48 << 20,
+        max_swap_bytes=0,
+        max_read_bps=2048,
+        io_weight=300,
         effective=pb.EffectiveLimits(
-            max_cpu=50, max_memory_bytes=64 << 20, max_tasks=10, not_enforced=["max_io_bps"]
+            max_cpu=50,
+            cpu_cores="0,1",
+            max_memory_bytes=96 << 20,
+            max_swap_bytes=0,
+            max_tasks=10,
+            cpu_weight=20,
+            io_weight=100,
+            not_enforced=["max_io_bps", "max_read_bps"],
         ),
         created_by="admin-client",
         usage=pb.JobUsage(
@@ -82,8 +96,13 @@ Timing:
 
 Resource Limits:
   Max CPU: 50%
+  CPU Weight: 20
   Max Memory: 64 MB
+  Memory High: 48 MB
+  Max Swap: 0 bytes
   Max IO BPS: 1000
+  Max Read BPS: 2048
+  IO Weight: 300
   CPU Cores: 0-1
   Max Tasks: 10
   Core Dumps: 0 bytes
@@ -92,9 +111,15 @@ Resource Limits:
 
 Effective Limits:
   CPU: 50%
-  Memory: 64 MB
+  CPU Weight: 20
+  Cores: 0,1
+  Memory: 96 MB (asked: 64 MB)
+  Memory High: none (asked: 48 MB)
+  Swap: 0 bytes
+  I/O Weight: 100 (asked: 300)
   Tasks: 10
-  I/O: not enforced on this host
+  Write: not enforced on this host
+  Read: not enforced on this host
 
 Output:
   Overflow: sample
@@ -140,6 +165,32 @@ Available Actions:
   • rnx job log {JOB}      # View job logs
   • rnx job delete {JOB}   # Delete job and logs"""
     )
+
+
+@pytest.mark.parametrize(
+    ("asked", "real", "lines"),
+    [
+        ({}, {"max_read_bps": 1 << 20, "max_write_bps": 1 << 20}, ["I/O: 1 MB/s"]),
+        ({}, {"max_io_bps": 1 << 20}, ["I/O: 1 MB/s"]),  # of a server of before
+        (
+            {"max_io_bps": 2048},
+            {"max_read_bps": 2048, "max_write_bps": 4096},
+            ["Read: 2 KB/s", "Write: 4 KB/s (asked: 2 KB/s)"],
+        ),
+        # of a job that never ran nothing is known
+        ({"max_cpu": 50, "max_memory": 64}, {}, ["none"]),
+        ({"max_cpu": 50}, {"max_tasks": 9}, ["CPU: none (asked: 50%)", "Tasks: 9"]),
+        ({}, {"cpu_weight": 100, "io_weight": 100}, ["none"]),  # as everybody has
+        ({"cpu_weight": 100}, {"cpu_weight": 100}, ["CPU Weight: 100"]),
+        ({"cpu_cores": "1-3,0"}, {"cpu_cores": "0-3"}, ["Cores: 0-3"]),
+        ({"cpu_cores": "1-3"}, {"cpu_cores": "0-3"}, ["Cores: 0-3 (asked: 1-3)"]),
+        ({"max_swap_bytes": 1024}, {"max_swap_bytes": 0}, ["Swap: 0 bytes (asked: 1 KB)"]),
+    ],
+)
+def test_effective_limits(asked: dict[str, Any], real: dict[str, Any], lines: list[str]) -> None:
+    effective = pb.EffectiveLimits(**real)
+    job = pb.GetJobStatusResponse(uuid=JOB, status="RUNNING", effective=effective, **asked)
+    assert show_limits.effective(job) == lines
 
 
 def test_a_script_finds_one_line_with_the_status(surroundings: Environment) -> None:
@@ -227,6 +278,11 @@ def test_json_has_ours_too() -> None:
         "maxIOBPS": 1000,
         "cpuCores": "0-1",
         "maxTasks": 10,
+        "cpuWeight": 20,
+        "memoryHighBytes": 48 << 20,
+        "maxSwapBytes": 0,
+        "maxReadBPS": 2048,
+        "ioWeight": 300,
         "exit_code": -1,
         "reason": "oom",
         "unit": f"joblet-{JOB}.scope",
@@ -235,11 +291,17 @@ def test_json_has_ours_too() -> None:
         "secretEnvironment": {"S": "***"},
         "effectiveLimits": {
             "maxCPU": 50,
-            "cpuCores": "",
-            "maxMemoryBytes": 64 << 20,
+            "cpuCores": "0,1",
+            "maxMemoryBytes": 96 << 20,
             "maxIOBPS": 0,
             "maxTasks": 10,
-            "notEnforced": ["max_io_bps"],
+            "cpuWeight": 20,
+            "memoryHighBytes": 0,
+            "maxSwapBytes": 0,
+            "maxReadBPS": 0,
+            "maxWriteBPS": 0,
+            "ioWeight": 100,
+            "notEnforced": ["max_io_bps", "max_read_bps"],
         },
         "usage": {
             "cpuUsec": 1_234_567,

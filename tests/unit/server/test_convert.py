@@ -47,6 +47,8 @@ def test_a_request() -> None:
         secret_environment={"B": "2"}, timeout="1m30s", max_tasks=20, merge=True,
         log_driver="journald",
         overflow_strategy="spill", on_full="drop", profile="strict", rlimits={"core": 0},
+        cpu_weight=30, memory_high_bytes=40, max_swap_bytes=0, max_read_bps=50, max_write_bps=60,
+        io_weight=70,
     )  # fmt: skip
     assert convert.spec(request) == JobSpec(
         command="python3",
@@ -56,7 +58,7 @@ def test_a_request() -> None:
         secret_environment={"B": "2"},
         work_dir="sub",
         network="host",
-        limits=Limits(50, "0-1", 64 * MIB, 1000, 20),
+        limits=Limits(50, "0-1", 64 * MIB, 1000, 20, 30, 40, 0, 50, 60, 70),
         timeout_us=90_000_000,
         merge=True,
         log_driver="journald",
@@ -127,7 +129,8 @@ def finished(**more: Any) -> Job:
         "python3", args=("a",), name="net", environment={"A": "1"},
         secret_environment={"B": "hunter2"}, work_dir="sub", timeout_us=90_000_000, merge=True,
         log_driver=JOURNALD,
-        limits=Limits(50, "0-1", 64 * MIB, 1000, 20), profile="strict", rlimits={"core": 0},
+        limits=Limits(50, "0-1", 64 * MIB, 1000, 20, 30, 40, 0, 50, 60, 70),
+        profile="strict", rlimits={"core": 0},
     )  # fmt: skip
     values: dict[str, Any] = {
         "spec": spec,
@@ -135,7 +138,7 @@ def finished(**more: Any) -> Job:
         "started_us": NOVEMBER + 1,
         "ended_us": NOVEMBER + 5_000_000,
         "end": End(Reason.EXITED, code=3),
-        "effective": Limits(50, "0-1", 64 * MIB, 1000, 20),
+        "effective": Limits(50, "0-1", 64 * MIB, 1000, 20, 31, 41, 4096, 51, 61, 71),
         "not_enforced": ("max_iobps",),
         "usage": {"cpu_usec": 7, "memory_peak": 8, "io_read": 9, "io_write": 10},
     }
@@ -154,15 +157,25 @@ def test_status(zone: Callable[[str], None]) -> None:
         timeout="1m30s", reason="exited", reason_text="exited(3)", unit=made.unit,
         effective=pb.EffectiveLimits(
             max_cpu=50, cpu_cores="0-1", max_memory_bytes=64 * MIB, max_io_bps=1000, max_tasks=20,
-            not_enforced=["max_iobps"],
+            not_enforced=["max_iobps"], cpu_weight=31, memory_high_bytes=41, max_swap_bytes=4096,
+            max_read_bps=51, max_write_bps=61, io_weight=71,
         ),
         created_by="tester",
         usage=pb.JobUsage(
             cpu_usec=7, memory_peak_bytes=8, io_read_bytes=9, io_write_bytes=10
         ),
         max_tasks=20, merge=True, log_driver="journald", profile="strict", rlimits={"core": 0},
+        cpu_weight=30, memory_high_bytes=40, max_swap_bytes=0, max_read_bps=50, max_write_bps=60,
+        io_weight=70,
     )  # fmt: skip
     assert "hunter2" not in str(status)
+
+
+def test_a_limit_of_no_swap_is_not_no_limit() -> None:
+    none = convert.job_status(job(effective=Limits(max_swap=0)), "n")
+    assert none.effective.HasField("max_swap_bytes")
+    assert not none.HasField("max_swap_bytes")
+    assert not convert.job_status(job(), "n").effective.HasField("max_swap_bytes")
 
 
 def test_listed_says_the_same() -> None:
@@ -213,7 +226,7 @@ def test_no_number_breaks_an_answer(cpu: int, memory: int, io: int, tasks: int, 
     bounds = Limits(min(cpu, INT32), "", memory, io, min(tasks, INT32))
     made = finished(
         spec=JobSpec("true", limits=bounds),
-        effective=Limits(cpu, "", memory, io, tasks),
+        effective=Limits(cpu, "", memory, io, tasks, cpu, memory, memory, io, io, cpu),
         usage=dict.fromkeys(("cpu_usec", "memory_peak", "io_read", "io_write"), used),
     )
     status = convert.job_status(made, "n")

@@ -345,10 +345,15 @@ def test_what_the_kernel_says_is_recorded(base: Path) -> None:
             w.own(task.run_new(plan_of(task.job), Asked(wanted, frozenset({"max_memory"})), wanted))
             running = await task.settled
             assert running.effective == Limits(max_memory=1 << 26)
+            # a sysadmin changes the unit
+            (w.cgroup() / "memory.max").write_text("max\n")
+            (w.cgroup() / "pids.max").write_text("7\n")
+            assert w.tools.enforcement.now(task.job).effective == Limits(max_tasks=7)
             assert running.not_enforced == ("max_cpu", "max_tasks")
             w.pid1().end(code=0)
             await w.over()
             assert (await w.recorded()).effective == running.effective
+            assert w.tools.enforcement.now(task.job) == task.job  # it has ended
 
     run(main)
 
