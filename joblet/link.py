@@ -21,6 +21,7 @@ launch that has not got its go.
     is gone
     stop      job                          ->                  StopUnit, waited for
     kill      job, signal                  ->                  KillUnit
+    change    job, properties              ->                  SetUnitProperties; null lifts a limit
     clean-up  job, failed (true)           ->                  ResetFailed if it may have failed,
                                                                directory removed
     copy-journal                           -> fd: channel      plain copies of whole lines go

@@ -26,6 +26,7 @@ JOB_COMMANDS = {
     "list": "list",
     "status": "status",
     "log": "log",
+    "update": "update",
     "stop": "stop",
     "delete": "delete",
     "delete-all": "delete_all",

@@ -186,6 +186,11 @@ class Client:
         request = pb.StopJobRequest(uuid=uuid)
         return self._call("JobService/StopJob", request, pb.StopJobResponse, SLOW_S, "stop the job")
 
+    def update_job(self, uuid: str, **changes: Any) -> pb.UpdateJobResponse:
+        """changes: fields of UpdateJobRequest."""
+        request, answer = pb.UpdateJobRequest(uuid=uuid, **changes), pb.UpdateJobResponse
+        return self._call("JobService/UpdateJob", request, answer, SLOW_S, "update the job")
+
     def delete_job(self, uuid: str) -> pb.DeleteJobResponse:
         request, answer = pb.DeleteJobRequest(uuid=uuid), pb.DeleteJobResponse
         return self._call("JobService/DeleteJob", request, answer, SLOW_S, "delete the job")

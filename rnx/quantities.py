@@ -92,6 +92,15 @@ def duration(text: str) -> str:
     return text
 
 
+def longer(text: str) -> str:
+    """A duration, or "+30m": so much more than now."""
+    plus = "+" if text.startswith("+") else ""
+    try:
+        return plus + duration(text.removeprefix("+"))
+    except ValueError:
+        raise ValueError("write it as in 2h, or +30m for so much more") from None
+
+
 def _whole(text: str, how: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise ValueError(how)

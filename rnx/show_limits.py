@@ -56,6 +56,13 @@ def asked(job: "pb.GetJobStatusResponse") -> dict[str, Any]:
     }
 
 
+def limits_lines(limits: "pb.EffectiveLimits") -> list[str]:
+    """What the kernel enforces, where what was asked for is not known."""
+    from joblet_pb import joblet_pb2 as pb
+
+    return effective(pb.GetJobStatusResponse(effective=limits))
+
+
 class _Row(NamedTuple):
     """A limit: its names in not_enforced, what was asked for and what holds, as texts ("": none).
     same: they are, though they may be spelt otherwise."""

@@ -77,6 +77,24 @@ def check(plan: Plan, policy: InitPolicy) -> None:
             )
 
 
+def check_change(job: str, properties: object, policy: InitPolicy) -> None:
+    """The same for properties of a running job's unit; None lifts a limit, if there is no ceiling.
+    Raises PermissionDenied, InvalidArgument."""
+    what = f"change job {job}"
+    if not isinstance(properties, dict) or not properties:
+        raise InvalidArgument(what, "its properties are no object, or none")
+    for name, value in properties.items():
+        if value is not None:
+            _check_property(what, name, value, policy)
+        elif name not in policy.properties:
+            raise PermissionDenied(what, f"property {name!r:.80} is not permitted")
+        elif name in policy.ceilings:
+            ceiling = policy.ceilings[name]
+            raise PermissionDenied(
+                what, f"{name} is to be lifted, and the policy's ceiling is {ceiling}"
+            )
+
+
 def _check_property(what: str, name: str, value: object, policy: InitPolicy) -> None:
     if name not in policy.properties:
         raise PermissionDenied(what, f"property {name!r:.80} is not permitted")

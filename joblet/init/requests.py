@@ -74,6 +74,7 @@ class Connection:
             "results": self._results,
             "stop": self._stop,
             "kill": self._kill,
+            "change": self._change,
             "clean-up": self._clean_up,
             "copy-journal": self._copy_journal,
             "read-journal": self._read_journal,
@@ -208,6 +209,12 @@ class Connection:
     async def _kill(self, message: Message, fds: list[int]) -> Reply:
         number = link.number(message, "signal", 1, signal.NSIG - 1)
         await self._scopes.kill(unit_name(_job(message)), number)
+        return {}, ()
+
+    async def _change(self, message: Message, fds: list[int]) -> Reply:
+        job = _job(message)
+        permits.check_change(job, message.get("properties"), self._policy)
+        await self._scopes.change(unit_name(job), message["properties"])
         return {}, ()
 
     async def _clean_up(self, message: Message, fds: list[int]) -> Reply:

@@ -7,14 +7,15 @@ has passed. Where each comes from: systemd.scope(5), systemd.kill(5), systemd.re
 """
 
 import contextlib
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from joblet.config import InitPolicy
 from joblet.init import policy as permits
 from joblet.launch.plan import Plan
 from joblet.systemd import properties
 from joblet.systemd.properties import Property
-from joblet.systemd.units import Manager, NoSuchUnit
+from joblet.systemd.units import UNIT, Manager, NoSuchUnit
 
 DOCUMENTATION: Final = ("man:rnx(1)", "man:joblet(8)")
 STOP_S: Final = 630.0  # the longest TimeoutStopSec that the policy can permit, and a little
@@ -39,6 +40,14 @@ class Scopes:
         """A signal to every process of the scope. Raises NoSuchUnit when it is gone."""
         await self._manager.kill_unit(unit, "all", signal)
 
+    async def change(self, unit: str, given: Mapping[str, Any]) -> None:
+        """Limits of a running scope, until it ends; None lifts one. Returns when its cgroup has
+        them. Raises NoSuchUnit when it is gone."""
+        await self._manager.set_unit_properties(unit, self._limits(given))
+        # systemd answers before it writes the cgroup's files, and writes them before it reads its
+        # next message
+        await self._manager.get_unit_properties(unit, UNIT, ["ActiveState"])
+
     async def forget(self, unit: str) -> None:
         """A failed scope stays loaded until somebody has seen it; now somebody has."""
         await self._manager.reset_failed(unit)
@@ -54,13 +63,20 @@ class Scopes:
             properties.oom_policy("continue"),
             properties.timeout_stop(plan.stop_us),
         ]
-        for name, value in plan.properties.items():
+        return made + self._limits(plan.properties)
+
+    def _limits(self, given: Mapping[str, Any]) -> list[Property]:
+        """None lifts a limit."""
+        made = []
+        for name, value in given.items():
             match name:
                 case "IOReadBandwidthMax" | "IOWriteBandwidthMax":
                     # systemd finds the disk behind a directory; /work lies there
-                    made.append(Property(name, [(self._policy.jobs_dir, value)]))
+                    where = self._policy.jobs_dir
+                    made.append(Property(name, [] if value is None else [(where, value)]))
                 case "AllowedCPUs":
-                    made.append(properties.allowed_cpus(properties.cpu_list(value)))
+                    cpus = () if value is None else properties.cpu_list(value)
+                    made.append(properties.allowed_cpus(cpus))
                 case _:
-                    made.append(Property(name, value))
+                    made.append(Property(name, properties.INFINITY if value is None else value))
         return made

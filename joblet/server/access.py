@@ -73,6 +73,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         "JobService",
         {
             "RunJob": ("run_job", _ADMIN),
+            "UpdateJob": ("run_job", _ADMIN),
             "StopJob": ("stop_job", _ADMIN),
             "CancelJob": ("stop_job", _ADMIN),
             "DeleteJob": ("stop_job", _ADMIN),

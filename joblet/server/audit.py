@@ -15,6 +15,7 @@ from joblet.systemd.statusline import count
 
 MAX_RESULT: Final = 1000  # characters; a refusal quotes what was asked for
 MAX_PROFILE: Final = 40
+MAX_CHANGE: Final = 400
 
 log = logging.getLogger("joblet.audit")
 
@@ -28,10 +29,12 @@ def record(
     job: str = "",
     jobs: Sequence[str] = (),
     profile: str = "",
+    change: str = "",
     refused: bool = False,
 ) -> None:
     """result: "ok", or why not. job, or jobs: whom it was done to. profile: of a job that was to
-    run. refused: who asked may not do this at all."""
+    run. change: what was to become of a running job's limits. refused: who asked may not do this
+    at all."""
     # what a client says is not to hide the record: journalctl shows none that a terminal obeys
     who, result, job = printable(who), printable(result[:MAX_RESULT]), printable(job)
     fields = {
@@ -43,9 +46,12 @@ def record(
     }
     if profile:
         fields["JOBLET_PROFILE"] = profile = printable(profile[:MAX_PROFILE])
+    if change:
+        fields["JOBLET_CHANGE"] = change = printable(change[:MAX_CHANGE])
     whose = f" {job[:8]}" if job else f" of {count(len(jobs), 'job')}" if jobs else ""
     # what most jobs have goes without saying
     how = f" (profile {profile})" if profile not in ("", "default") else ""
+    how = f" ({change})" if change else how
     log.log(
         logging.WARNING if refused else logging.INFO,
         "%s from %s: %s%s%s: %s",

@@ -25,8 +25,10 @@ from joblet.errors import Internal, JobletError, NotFound, Unavailable
 from joblet.launch import protocol
 from joblet.launch.plan import Plan
 from joblet.launch.protocol import ExitRecord, ProtocolError
-from joblet.model import JOURNALD, End, Job, JobState, Limits, Reason, move
+from joblet.model import JOURNALD, End, Job, JobState, Limits, Reason, move, not_running
+from joblet.server import change as changes
 from joblet.server import ending, events, patience, results
+from joblet.server.change import Change, Rules
 from joblet.server.counts import JobCounts
 from joblet.server.ctl import Ctl
 from joblet.server.ending import Witness
@@ -102,6 +104,9 @@ class JobTask:
         self._helpers: set[asyncio.Task[None]] = set()
         self._copying: asyncio.Task[None] | None = None
         self._deadline: asyncio.Task[None] | None = None
+        self._began = 0.0  # when its command started, by the event loop's clock
+        self._told_us: int | None = None  # the time-out that its PID 1 knows of, if that is known
+        self._changing = asyncio.Lock()
         self._retried = False
         self._same_boot = True  # as far as anybody knows, the job began in this boot
         self._overdue = False
@@ -115,6 +120,7 @@ class JobTask:
 
     async def run_new(self, plan: Plan, asked: Asked, wanted: Limits) -> None:
         """Launch it and see it through. Errors of the launch end the job, and are in `settled`."""
+        self._told_us = plan.timeout_us
         async with self._owning():
             while True:
                 try:
@@ -451,15 +457,34 @@ class JobTask:
             events.started(self.job)
             # it can be told again by PID 1 at any time, so nobody waits for the disk
             self._help(self._tools.records.put(self.job))
-        if self.job.spec.timeout_us and self._deadline is None:
-            try:
-                ran = protocol.number(fields, "ran_us")
-            except ProtocolError:  # a PID 1 of before; a clock that was set is believed
-                ran = self._tools.clock_us() - started
-            left_us = self.job.spec.timeout_us + self._tools.grace_us - ran
-            waiting = self._backstop(left_us, overdue=True)
-            self._deadline = self._help(waiting)
+        try:
+            ran = protocol.number(fields, "ran_us")
+        except ProtocolError:  # a PID 1 of before; a clock that was set is believed
+            ran = self._tools.clock_us() - started
+        self._began = asyncio.get_running_loop().time() - ran / 1e6
+        if self._deadline is None:
+            self._await_time_out()
+        self._tell_time_out()
         self._settle(None)
+
+    def _await_time_out(self) -> None:
+        """Our own deadline, should its PID 1 let the time-out pass."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if self.job.spec.timeout_us:
+            left_us = self.job.spec.timeout_us + self._tools.grace_us - self._ran_us()
+            self._deadline = self._help(self._backstop(left_us, overdue=True))
+
+    def _ran_us(self) -> int:
+        return round((asyncio.get_running_loop().time() - self._began) * 1e6)
+
+    def _tell_time_out(self) -> None:
+        """Its PID 1 may know another time-out: an earlier server may have recorded a change, and
+        died before it could say so."""
+        if self._ctl is not None and self._told_us != self.job.spec.timeout_us:
+            self._told_us = self.job.spec.timeout_us
+            self._ctl.time_out(self._told_us)
 
     async def _connect(self) -> socket.socket | None:
         """`ctl` through init mode; None when PID 1 is gone. Waits as long as that is not known."""
@@ -483,6 +508,35 @@ class JobTask:
             async with asyncio.timeout(HANG_UP_S):
                 while await ctl.receive() is not None:
                     pass
+
+    # -- change ----------------------------------------------------------------------------------
+
+    async def change(self, wanted: Change, rules: Rules) -> Job:
+        """The job as it is then. Raises FailedPrecondition for one that does not run, and what
+        `changes.carry_out` raises; then it is as before."""
+        async with self._changing:
+            self._check_runs()
+            timeout_us = changes.time_out(self.job, wanted, rules, self._ran_us())
+            limits = await changes.carry_out(
+                self.job, wanted, rules, self._tools.launcher, self._tools.enforcement
+            )
+            self._check_runs()
+            spec = dataclasses.replace(self.job.spec, limits=limits.asked, timeout_us=timeout_us)
+            self.job = dataclasses.replace(
+                self.job, spec=spec, effective=limits.effective, not_enforced=limits.not_enforced
+            )
+            try:
+                # PID 1 is told behind that: whoever takes the job back tells it what is recorded
+                await self._tools.records.put(self.job)
+            finally:
+                if not self._ending:
+                    self._await_time_out()
+                    self._tell_time_out()
+            return self.job
+
+    def _check_runs(self) -> None:
+        if self.job.state is not JobState.RUNNING or self._ending:
+            raise not_running(self.job, changes.WHAT)
 
     # -- stop ------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import fcntl
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from joblet import link
@@ -257,6 +257,10 @@ class Launcher:
 
     async def kill(self, job: str, signal: int) -> None:
         await self._ask("kill", job=job, signal=signal)
+
+    async def change(self, job: str, properties: Mapping[str, Any]) -> None:
+        """Properties of a job's unit; None lifts a limit. Returns when the cgroup has them."""
+        await self._ask("change", job=job, properties=properties)
 
     async def clean_up(self, job: str, *, failed: bool = True) -> None:
         """The directory removed, and the unit forgotten if it may have failed. Raises

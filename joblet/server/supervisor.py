@@ -18,6 +18,8 @@ from joblet.errors import FailedPrecondition, JobletError, NotFound, ResourceExh
 from joblet.launch.protocol import ProtocolError
 from joblet.model import FINAL, Job, JobSpec, JobState, Limits, not_running, unit_name
 from joblet.server import admission, audit, events, limits, patience, recovery
+from joblet.server.change import WHAT as WHAT_CHANGE
+from joblet.server.change import Change, Rules
 from joblet.server.ctl import Ctl
 from joblet.server.deletion import Deleted, Deletion
 from joblet.server.jobtask import JobTask, Tools
@@ -199,6 +201,26 @@ class Supervisor:
         if task.fault is not None:
             await self._stop_unattended(task, by)
         return await task.stop(by)
+
+    async def change(self, job_id: str, change: Change) -> Job:
+        """Limits and time-out of a running job changed, as far as they are named.
+
+        Raises NotFound, InvalidArgument, PermissionDenied (a ceiling), FailedPrecondition (it does
+        not run, or the kernel did not take it: then it is as before), Unavailable.
+        """
+        job = await self.get(job_id)
+        task = self._tasks.get(job.id)
+        if task is None or task.fault is not None:
+            job = await self.get(job.id)  # it may have ended while we looked
+            raise not_running(job, WHAT_CHANGE)
+        settings = self._settings
+        rules = Rules(
+            defaults=settings.defaults,
+            ceilings=self._tools.launcher.permits.ceilings,
+            min_memory=settings.min_memory,
+            timeout_us=settings.timeout_us,
+        )
+        return await task.change(change, rules)
 
     async def _stop_unattended(self, task: JobTask, by: str) -> None:
         """Ends the scope of a job that was given up; then what it left is tried once more."""

@@ -54,7 +54,9 @@ FIELDS: Final[Mapping[str, str]] = {
     "JOBLET_WHO": "the client, by the name in its certificate; retention where the server itself"
     " deletes what has outlived its time",
     "JOBLET_FROM": "the address and port that the client called from, or: this server",
-    "JOBLET_WHAT": "the call, such as RunJob, StopJob or DeleteJob",
+    "JOBLET_WHAT": "the call, such as RunJob, UpdateJob, StopJob or DeleteJob",
+    "JOBLET_CHANGE": "what an UpdateJob was to change, by the names of its fields, such as"
+    " max_cpu=50 timeout=+30m",
     "JOBLET_RESULT": "ok, or why the call was refused or failed; of DeleteAllJobs its answer",
 }
 

@@ -54,6 +54,7 @@ SERVER = (
     ("rpc",),
     ("supervisor",),
     ("jobtask", "recovery", "deletion"),
+    ("change",),
     ("journal", "events", "results", "troubles"),
     ("patience",),
     ("launcher", "ctl", "units", "load"),

@@ -9,6 +9,7 @@ from joblet.config import duration_us
 from joblet.errors import InvalidArgument, Unimplemented
 from joblet.model import Job, JobSpec, Limits
 from joblet.server.admission import WHAT
+from joblet.server.change import Change
 from joblet.server.deletion import Deleted
 from joblet.server.journal_log import Begin, Complete, Item, Missing, Wanted
 from joblet.server.logs import Gap, Piece, Selection
@@ -71,7 +72,44 @@ def spec(request: pb.RunJobRequest) -> JobSpec:
     )
 
 
-def _timeout(text: str) -> int:
+# fields of UpdateJobRequest -> limits
+_CHANGES: Final[Mapping[str, str]] = {
+    "max_cpu": "max_cpu",
+    "cpu_cores": "cpu_cores",
+    "max_memory_bytes": "max_memory",
+    "max_io_bps": "max_iobps",
+    "max_tasks": "max_tasks",
+    "cpu_weight": "cpu_weight",
+    "memory_high_bytes": "memory_high",
+    "max_swap_bytes": "max_swap",
+    "max_read_bps": "max_read_bps",
+    "max_write_bps": "max_write_bps",
+    "io_weight": "io_weight",
+}
+
+
+def change(request: pb.UpdateJobRequest) -> Change:
+    """Raises InvalidArgument."""
+    text = request.timeout
+    more = text.startswith("+")
+    return Change(
+        limits={
+            limit: getattr(request, field)
+            for field, limit in _CHANGES.items()
+            if request.HasField(field)
+        },
+        timeout_us=_timeout(text.removeprefix("+"), "update the job") if text else None,
+        more=more,
+    )
+
+
+def update_response(job: Job) -> pb.UpdateJobResponse:
+    return pb.UpdateJobResponse(
+        uuid=job.id, effective=effective_limits(job), timeout=duration(job.spec.timeout_us)
+    )
+
+
+def _timeout(text: str, what: str = WHAT) -> int:
     if not text:
         return 0
     try:
@@ -80,7 +118,7 @@ def _timeout(text: str) -> int:
         value = -1
     if not 0 <= value <= MAX_TIMEOUT_US:
         raise InvalidArgument(
-            WHAT,
+            what,
             f"timeout {text!r:.40} is not a duration up to a year",
             hint="write 30s, 5m or 1h30m",
         )

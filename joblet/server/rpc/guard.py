@@ -263,4 +263,11 @@ def _audit(
     # what it runs under, or was to
     profile = getattr(response, "profile", "") or getattr(request, "profile", "")
     what = path.rpartition("/")[2]
-    audit.record(caller.name, caller.address, what, result, job=job, profile=profile)
+    change = _change(request) if isinstance(request, pb.UpdateJobRequest) else ""
+    audit.record(caller.name, caller.address, what, result, job=job, profile=profile, change=change)
+
+
+def _change(request: pb.UpdateJobRequest) -> str:
+    """What was asked for: "max_cpu=50 timeout=+30m"."""
+    fields = [(field.name, value) for field, value in request.ListFields() if field.name != "uuid"]
+    return " ".join(f"{name}={value}" for name, value in fields)

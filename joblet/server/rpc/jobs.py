@@ -45,6 +45,7 @@ class JobService:
             f"{PATH}RunJob": self.run,
             f"{PATH}GetJobStatus": self.status,
             f"{PATH}ListJobs": self.list_jobs,
+            f"{PATH}UpdateJob": self.update,
             f"{PATH}StopJob": self.stop,
             f"{PATH}DeleteJob": self.delete,
             f"{PATH}DeleteAllJobs": self.delete_all,
@@ -68,6 +69,10 @@ class JobService:
     ) -> pb.GetJobStatusResponse:
         job = await self._supervisor.status(request.uuid)
         return convert.job_status(job, self._node_id, self._supervisor.output_trouble(job.id))
+
+    async def update(self, request: pb.UpdateJobRequest, caller: Caller) -> pb.UpdateJobResponse:
+        job = await self._supervisor.change(request.uuid, convert.change(request))
+        return convert.update_response(job)
 
     async def list_jobs(self, request: pb.EmptyRequest, caller: Caller) -> bytes:
         return await self._listing.page(request)

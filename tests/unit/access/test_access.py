@@ -26,10 +26,10 @@ KEY = ec.generate_private_key(ec.SECP256R1())
 ADMIN = Identity("a", Role.ADMIN, "1", "ff")
 VIEWER = Identity("v", Role.VIEWER, "2", "ff")
 
-# Every method of the contract, and what a viewer may call.
+# Every method of the contract and ours, and what a viewer may call.
 METHODS = """
-    JobService: RunJob GetJobStatus StopJob CancelJob DeleteJob DeleteAllJobs GetJobLogs ListJobs
-        StreamJobMetrics GetJobMetrics StreamJobTelematics GetJobTelematics
+    JobService: RunJob GetJobStatus UpdateJob StopJob CancelJob DeleteJob DeleteAllJobs GetJobLogs
+        ListJobs StreamJobMetrics GetJobMetrics StreamJobTelematics GetJobTelematics
     NetworkService: CreateNetwork ListNetworks RemoveNetwork
     VolumeService: CreateVolume ListVolumes RemoveVolume
     MonitoringService: GetSystemStatus StreamSystemMetrics

@@ -88,6 +88,9 @@ class PlayedScopes(Scopes):
     async def kill(self, unit: str, signal: int) -> None:
         self.asked.append((f"kill {signal}", unit))
 
+    async def change(self, unit: str, given: Mapping[str, Any]) -> None:
+        self.asked.append((f"change {dict(given)}", unit))
+
     async def forget(self, unit: str) -> None:
         self.asked.append(("forget", unit))
 

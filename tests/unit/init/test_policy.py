@@ -331,6 +331,17 @@ def test_any_properties(properties: dict[str, Any]) -> None:
 # --- description ----------------------------------------------------------------------------------
 
 
+def test_changes() -> None:
+    permits.check_change(JOB, {"MemoryMax": MIB, "AllowedCPUs": "0-1", "TasksMax": None}, POLICY)
+    fenced = policy(ceilings={"MemoryMax": 64 * MIB})
+    permits.check_change(JOB, {"MemoryMax": 64 * MIB, "TasksMax": None}, fenced)
+    for above, why in ((64 * MIB + 1, "more than"), (None, "ceiling is")):
+        with pytest.raises(PermissionDenied, match=why):
+            permits.check_change(JOB, {"MemoryMax": above}, fenced)
+    with pytest.raises(PermissionDenied, match="not permitted"):
+        permits.check_change(JOB, {"TasksMax": None}, policy(properties=("MemoryMax",)))
+
+
 def test_a_description_is_one_line_that_no_terminal_obeys() -> None:
     assert permits.description(plan(description="rnx job: sleep 5")) == "rnx job: sleep 5"
     assert permits.description(plan(description="a\nb\x1b[2J\x07\u202e\x7f")) == "a?b?[2J???"

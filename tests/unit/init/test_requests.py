@@ -454,7 +454,18 @@ BAD_IDS = [
     f"{NOBODYS}.scope",
     [NOBODYS],
 ]
-VERBS = ["launch", "go", "cancel", "connect", "results", "stop", "kill", "clean-up", "read-journal"]
+VERBS = [
+    "launch",
+    "go",
+    "cancel",
+    "connect",
+    "results",
+    "stop",
+    "kill",
+    "change",
+    "clean-up",
+    "read-journal",
+]
 
 
 # what is asked of the journal, and what is not taken
@@ -748,6 +759,27 @@ def test_stop_and_kill_name_the_jobs_own_unit(serve: Serve) -> None:
             await server.ask("kill", job=NOBODYS, signal=9)
             unit = f"joblet-{NOBODYS}.scope"
             assert init.scopes.asked == [("stop", unit), ("kill 9", unit)]
+            await server.ask("change", job=NOBODYS, properties={"MemoryMax": 5, "CPUWeight": None})
+            assert init.scopes.asked[2] == ("change {'MemoryMax': 5, 'CPUWeight': None}", unit)
+
+    run(work())
+
+
+def test_a_change_that_the_policy_forbids_changes_nothing(serve: Serve) -> None:
+    async def work() -> None:
+        async with serve() as (init, server):
+            nonsense: list[Any] = [None, [], {}, {"MemoryMax": "5"}, {"MemoryMax": -1}]
+            for properties in nonsense:
+                await refused(
+                    server, InvalidArgument, "", "change", job=NOBODYS, properties=properties
+                )
+            for name in ("Slice", "ExecStart", "KillMode", "OOMPolicy"):
+                for value in (1, None):
+                    await refused(
+                        server, PermissionDenied, "is not permitted", "change",
+                        job=NOBODYS, properties={"MemoryMax": 1 << 20, name: value},
+                    )  # fmt: skip
+            assert init.scopes.asked == []
 
     run(work())
 

@@ -35,6 +35,9 @@ class Script:
         self.stop = pb.StopJobResponse(
             uuid=JOB, status="STOPPED", end_time="2025-11-24T15:04:09Z", exit_code=-1
         )
+        self.update = pb.UpdateJobResponse(
+            uuid=JOB, effective=pb.EffectiveLimits(max_cpu=200), timeout="1h30m"
+        )
         self.page = 0  # jobs in a page; 0: all in one message
         self.delete = pb.DeleteJobResponse(
             uuid=JOB, success=True, message="Job deleted successfully"
@@ -91,6 +94,10 @@ class _Jobs(services.JobServiceServicer):
     ) -> pb.DeleteAllJobsResponse:
         self._begin(request, context)
         return self._script.delete_all
+
+    def UpdateJob(self, request: pb.UpdateJobRequest, context: Any) -> pb.UpdateJobResponse:
+        self._begin(request, context)
+        return self._script.update
 
     def StopJob(self, request: pb.StopJobRequest, context: Any) -> pb.StopJobResponse:
         self._begin(request, context)

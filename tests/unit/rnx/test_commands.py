@@ -385,6 +385,44 @@ def test_names_of_others_do_not_reach_the_terminal_raw(rnx: Rnx, script: Script)
     assert not set(rnx("status", "x").err) & {"\x1b", "\x07", "\x9b"}
 
 
+def test_update(rnx: Rnx, script: Script) -> None:
+    result = rnx("job", "update", "0f5e", "--max-cpu", "200%", "--max-memory", "2G",
+                 "--memory-high=1G", "--max-swap=0", "--cpu-cores=all", "--max-tasks=0",
+                 "--cpu-weight=0", "--max-iobps=4G", "--timeout", "+30m")  # fmt: skip
+    assert result.text == (
+        f"Job updated successfully:\nID: {JOB}\nEffective Limits:\n  CPU: 200%\n  Timeout: 1h30m\n"
+    )
+    [request] = script.of(pb.UpdateJobRequest)
+    assert request == pb.UpdateJobRequest(
+        uuid="0f5e", max_cpu=200, max_memory_bytes=2 << 30, memory_high_bytes=1 << 30,
+        max_swap_bytes=0, cpu_cores="", max_tasks=0, cpu_weight=0, max_io_bps=4 << 30,
+        timeout="+30m",
+    )  # fmt: skip
+    assert not request.HasField("io_weight")  # what is not named stays
+    shown = rnx("update", "0f5e", "--timeout=90", "--json").json
+    assert (shown["uuid"], shown["timeout"]) == (JOB, "1h30m")
+    assert shown["effectiveLimits"]["maxCPU"] == 200
+    assert script.of(pb.UpdateJobRequest)[1].timeout == "90s"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "say what to change"),
+        (("--max-cpu=much",), "cannot use --max-cpu 'much': write percent"),
+        (("--max-memory=12Q",), "cannot use --max-memory '12Q': 'Q' is no unit"),
+        (("--timeout=+soon",), "as in 2h, or +30m"),
+        (("--io-weight=10001",), "1 to 10000"),
+    ],
+)
+def test_an_update_that_is_none(
+    rnx: Rnx, script: Script, words: tuple[str, ...], said: str
+) -> None:
+    result = rnx("job", "update", "0f5e", *words)
+    assert (result.code, script.requests) == (1, [])
+    assert said in result.err
+
+
 def test_stop(rnx: Rnx, script: Script) -> None:
     result = rnx("job", "stop", "0f5e")
     assert result.text == f"Job stopped successfully:\nID: {JOB}\nStatus: STOPPED\n"

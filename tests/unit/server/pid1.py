@@ -42,6 +42,7 @@ class Pid1:
         self.record: ExitRecord | None = None
         self.written = True  # False: there was no room for `exit`
         self.stops: list[int] = []
+        self.time_outs: list[int] = []
         self.acknowledged = False
         self.said_hello = 0
         # what it does when it is told to stop; None: nothing at all
@@ -203,6 +204,8 @@ class Pid1:
             self.stops.append(fields["grace_us"])
             if self.obey is not None:
                 self.obey(self)
+        elif kind == protocol.TIME_OUT:
+            self.time_outs.append(fields["after_us"])
         elif kind == protocol.ACKNOWLEDGE and self.record is not None:
             self.acknowledged = True
             self._leave(self.record)
@@ -252,6 +255,9 @@ class Init:
         self.forgotten: list[str] = []  # jobs whose unit may have failed
         self.started: Callable[[Pid1], None] | None = None  # called at each go
         self.permits = Permits()
+        self.changes: list[dict[str, Any]] = []
+        # what systemd does with a change of a unit's properties
+        self.on_change: Callable[[Mapping[str, Any]], None] = lambda properties: None
 
     @property
     def away(self) -> bool:
@@ -378,6 +384,11 @@ class Init:
         await self._enter("stop", job)
         if job in self.jobs:
             self.jobs[job].terminated()
+
+    async def change(self, job: str, properties: Mapping[str, Any]) -> None:
+        await self._enter("change", job)
+        self.changes.append(dict(properties))
+        self.on_change(properties)
 
     async def clean_up(self, job: str, *, failed: bool = True) -> None:
         await self._enter("clean-up", job)

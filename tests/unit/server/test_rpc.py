@@ -38,9 +38,9 @@ from tests.unit.server.grpc_support import (
 from tests.unit.server.support import run, until
 
 S = grpc.StatusCode
-RUN, STOP, STATUS, LOGS, LIST = (
+RUN, STOP, STATUS, LOGS, LIST, UPDATE = (
     f"/joblet.JobService/{name}"
-    for name in ("RunJob", "StopJob", "GetJobStatus", "GetJobLogs", "ListJobs")
+    for name in ("RunJob", "StopJob", "GetJobStatus", "GetJobLogs", "ListJobs", "UpdateJob")
 )
 
 
@@ -490,6 +490,33 @@ def test_the_audit_names_a_jobs_profile(caplog: pytest.LogCaptureFixture) -> Non
         assert said[0].endswith(": RunJob the-job: ok")
         assert said[1].endswith(": RunJob the-job (profile strict): ok")
         assert "RunJob (profile trusted): cannot run the job" in said[2]
+
+    run(main)
+
+
+def test_the_audit_says_what_was_to_change(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        records = Audit(caplog)
+
+        async def update(request: Any, caller: Caller) -> Any:
+            if request.max_cpu:
+                raise PermissionDenied("update the job", "max_cpu is too much")
+            return pb.UpdateJobResponse(uuid="the-job")
+
+        async with serving({UPDATE: update}, {}) as target, channel(target) as client:
+            asked = pb.UpdateJobRequest(uuid="the", max_swap_bytes=0, timeout="+30m")
+            await call(client, UPDATE, asked)
+            await failure(client, UPDATE, pb.UpdateJobRequest(uuid="the", max_cpu=900))
+            await failure(client, UPDATE, pb.UpdateJobRequest(max_cpu=1, cpu_cores="1\n" * 900))
+        first, second, third = records.fields
+        assert first["JOBLET_CHANGE"] == "max_swap_bytes=0 timeout=+30m"
+        assert (first["JOBLET_WHAT"], first["job"]) == ("UpdateJob", "the-job")
+        assert (second["JOBLET_CHANGE"], second["job"]) == ("max_cpu=900", "the")
+        assert "max_cpu is too much" in second["JOBLET_RESULT"]
+        assert len(third["JOBLET_CHANGE"]) <= audit.MAX_CHANGE
+        said = [r.getMessage() for r in caplog.records if r.name == "joblet.audit"]
+        assert said[0].endswith(": UpdateJob the-job (max_swap_bytes=0 timeout=+30m): ok")
+        assert "\n" not in said[2]
 
     run(main)
 
