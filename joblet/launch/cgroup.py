@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
-FILES: Final = ("memory.events", "memory.peak", "cpu.stat", "io.stat")
+FILES: Final = ("memory.events", "memory.max", "memory.peak", "cpu.stat", "io.stat")
 
 
 def own_path() -> str:
@@ -61,12 +61,14 @@ class Cgroup:
 
     def usage(self) -> Mapping[str, int]:
         """What the kernel accounted: cpu_usec, memory_peak, io_read, io_write (bytes), as far as
-        it did."""
+        it did; and memory_limit, if there is one."""
         usage: dict[str, int] = {}
         if (cpu := self._pairs("cpu.stat").get(b"usage_usec")) is not None:
             usage["cpu_usec"] = cpu
         if peak := self._read("memory.peak").strip():  # since Linux 5.19
             usage["memory_peak"] = int(peak)
+        if (limit := self._read("memory.max").strip()).isdigit():
+            usage["memory_limit"] = int(limit)
         if "io.stat" in self._fds:
             usage["io_read"] = usage["io_write"] = 0
             for line in self._read("io.stat").splitlines():

@@ -56,8 +56,8 @@ class ExitRecord:
     from
     outside: systemd's or an admin's), "timeout", "oom", "launch" (step and errno say where).
     code and signal are the command's own: exactly one is meaningful, both 0 if it never ran.
-    usage: cpu_usec, memory_peak, io_read, io_write (bytes); oom_own: the job's own memory limit
-    did it.
+    usage: cpu_usec, memory_peak, memory_limit (at the end), io_read, io_write (bytes); oom_own: the
+    job's own memory limit did it.
     """
 
     job: str

@@ -3,9 +3,12 @@
 
 import dataclasses
 import signal
+from typing import Final
 
 from joblet.launch.protocol import ExitRecord
 from joblet.model import End, Job, Reason
+
+MIB: Final = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,9 +43,7 @@ def from_record(job: Job, record: ExitRecord, witness: Witness) -> End:
         case "timeout":
             return End(Reason.TIMEOUT, code=code, signal=number)
         case "oom" if record.oom_own:
-            peak = record.usage.get("memory_peak", 0)
-            detail = f"memory peak {peak} bytes" if peak else ""
-            return End(Reason.OOM, signal=signal.SIGKILL, detail=detail)
+            return End(Reason.OOM, signal=signal.SIGKILL, detail=_memory(record))
         case "oom":
             detail = "the kernel's OOM killer, for memory of the host or of joblet.slice"
             return End(Reason.SIGNALLED, signal=signal.SIGKILL, detail=detail)
@@ -75,6 +76,13 @@ def without_record(job: Job, *, same_boot: bool, went: bool, stopping: bool) -> 
             Reason.UNIT_STOPPED, signal=signal.SIGKILL, detail="killed by systemd's time-out"
         )
     return End(Reason.SIGNALLED, signal=signal.SIGKILL, detail="unit killed")
+
+
+def _memory(record: ExitRecord) -> str:
+    """How far it came; a kernel before 5.19 tells no peak, a PID 1 of before no limit."""
+    said = {"memory_peak": "memory peak", "memory_limit": "limit"}
+    found = {text: record.usage.get(name, 0) for name, text in said.items()}
+    return ", ".join(f"{text} {value / MIB:.1f} MiB" for text, value in found.items() if value)
 
 
 def _plain(code: int, number: int) -> End:

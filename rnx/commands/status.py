@@ -135,6 +135,7 @@ def _usage(job: "pb.GetJobStatusResponse") -> list[str]:
         {
             "CPU Time": usage.cpu_usec and f"{usage.cpu_usec / 1e6:.3f}s",
             "Peak Memory": usage.memory_peak_bytes and size(usage.memory_peak_bytes),
+            "Memory Limit": usage.memory_limit_bytes and size(usage.memory_limit_bytes),
             "Read": usage.io_read_bytes and size(usage.io_read_bytes),
             "Written": usage.io_write_bytes and size(usage.io_write_bytes),
         }
@@ -237,6 +238,7 @@ def _usage_json(job: "pb.GetJobStatusResponse") -> dict[str, Any] | None:
     return {
         "cpuUsec": usage.cpu_usec,
         "memoryPeakBytes": usage.memory_peak_bytes,
+        "memoryLimitBytes": usage.memory_limit_bytes,
         "ioReadBytes": usage.io_read_bytes,
         "ioWriteBytes": usage.io_write_bytes,
     }

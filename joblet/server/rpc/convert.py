@@ -176,6 +176,7 @@ def job_status(job: Job, node_id: str, output_trouble: str = "") -> pb.GetJobSta
         usage=pb.JobUsage(
             cpu_usec=_int64(job.usage.get("cpu_usec", 0)),
             memory_peak_bytes=_int64(job.usage.get("memory_peak", 0)),
+            memory_limit_bytes=_int64(job.usage.get("memory_limit", 0)),
             io_read_bytes=_int64(job.usage.get("io_read", 0)),
             io_write_bytes=_int64(job.usage.get("io_write", 0)),
         ),

@@ -73,7 +73,11 @@ def full() -> pb.GetJobStatusResponse:
         ),
         created_by="admin-client",
         usage=pb.JobUsage(
-            cpu_usec=1_234_567, memory_peak_bytes=64 << 20, io_read_bytes=512, io_write_bytes=1536
+            cpu_usec=1_234_567,
+            memory_peak_bytes=64 << 20,
+            io_read_bytes=512,
+            io_write_bytes=1536,
+            memory_limit_bytes=96 << 20,
         ),
     )
 
@@ -137,6 +141,7 @@ Systemd:
 Usage:
   CPU Time: 1.235s
   Peak Memory: 64 MB
+  Memory Limit: 96 MB
   Read: 512 bytes
   Written: 1.5 KB
 
@@ -306,6 +311,7 @@ def test_json_has_ours_too() -> None:
         "usage": {
             "cpuUsec": 1_234_567,
             "memoryPeakBytes": 64 << 20,
+            "memoryLimitBytes": 96 << 20,
             "ioReadBytes": 512,
             "ioWriteBytes": 1536,
         },

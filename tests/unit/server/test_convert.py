@@ -140,7 +140,13 @@ def finished(**more: Any) -> Job:
         "end": End(Reason.EXITED, code=3),
         "effective": Limits(50, "0-1", 64 * MIB, 1000, 20, 31, 41, 4096, 51, 61, 71),
         "not_enforced": ("max_iobps",),
-        "usage": {"cpu_usec": 7, "memory_peak": 8, "io_read": 9, "io_write": 10},
+        "usage": {
+            "cpu_usec": 7,
+            "memory_peak": 8,
+            "memory_limit": 11,
+            "io_read": 9,
+            "io_write": 10,
+        },
     }
     return dataclasses.replace(job(**{**values, **more}), created_us=NOVEMBER)
 
@@ -162,7 +168,8 @@ def test_status(zone: Callable[[str], None]) -> None:
         ),
         created_by="tester",
         usage=pb.JobUsage(
-            cpu_usec=7, memory_peak_bytes=8, io_read_bytes=9, io_write_bytes=10
+            cpu_usec=7, memory_peak_bytes=8, io_read_bytes=9, io_write_bytes=10,
+            memory_limit_bytes=11,
         ),
         max_tasks=20, merge=True, log_driver="journald", profile="strict", rlimits={"core": 0},
         cpu_weight=30, memory_high_bytes=40, max_swap_bytes=0, max_read_bps=50, max_write_bps=60,

@@ -52,8 +52,19 @@ SIGTERM, SIGKILL = signal.SIGTERM, signal.SIGKILL
         (record("timeout", 0, 15), End(Reason.TIMEOUT, signal=15), JobState.FAILED),
         (record("timeout", 1), End(Reason.TIMEOUT, code=1), JobState.FAILED),
         (
-            record("oom", 0, 9, oom_own=True, usage={"memory_peak": 5}),
-            End(Reason.OOM, signal=SIGKILL, detail="memory peak 5 bytes"),
+            record("oom", 0, 9, oom_own=True, usage={"memory_peak": 63 << 20}),
+            End(Reason.OOM, signal=SIGKILL, detail="memory peak 63.0 MiB"),
+            JobState.FAILED,
+        ),
+        (
+            record(
+                "oom",
+                0,
+                9,
+                oom_own=True,
+                usage={"memory_peak": (63 << 20) + 800_000, "memory_limit": 64 << 20},
+            ),
+            End(Reason.OOM, signal=SIGKILL, detail="memory peak 63.8 MiB, limit 64.0 MiB"),
             JobState.FAILED,
         ),
         (record("oom", 0, 9, oom_own=True), End(Reason.OOM, signal=SIGKILL), JobState.FAILED),
