@@ -18,6 +18,7 @@ from joblet.systemd.properties import Property
 from joblet.systemd.units import UNIT, Manager, NoSuchUnit
 
 DOCUMENTATION: Final = ("man:rnx(1)", "man:joblet(8)")
+USUAL_WEIGHT: Final = 100  # the kernel's, of whoever has no other
 STOP_S: Final = 630.0  # the longest TimeoutStopSec that the policy can permit, and a little
 
 
@@ -63,6 +64,11 @@ class Scopes:
             properties.oom_policy("continue"),
             properties.timeout_stop(plan.stop_us),
         ]
+        if "CPUWeight" not in plan.properties:
+            # what it has anyway, but said: only then it is a group for the scheduler, and one job
+            # with many processes is to all others, and to the server, as one with few
+            ceiling = self._policy.ceilings.get("CPUWeight", USUAL_WEIGHT)
+            made.append(properties.cpu_weight(min(USUAL_WEIGHT, ceiling)))
         return made + self._limits(plan.properties)
 
     def _limits(self, given: Mapping[str, Any]) -> list[Property]:
@@ -77,6 +83,8 @@ class Scopes:
                 case "AllowedCPUs":
                     cpus = () if value is None else properties.cpu_list(value)
                     made.append(properties.allowed_cpus(cpus))
+                case "CPUWeight" if value is None:
+                    made.append(properties.cpu_weight(USUAL_WEIGHT))
                 case _:
                     made.append(Property(name, properties.INFINITY if value is None else value))
         return made
