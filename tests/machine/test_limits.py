@@ -380,7 +380,7 @@ while True:
         if os.fork() == 0:
             os.write(gate, b"x")
     except OSError:
-        time.sleep(0.5)
+        time.sleep(0.1)
 """
 
 
