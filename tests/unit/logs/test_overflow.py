@@ -400,13 +400,14 @@ class Killed:
                 writer = await job(store, self.data, "job", "spill")
                 await eventually(lambda: writer.log.ended)
                 await eventually(lambda: size_of(Path(name)) <= LIMIT + BEYOND)
-                for source, target in (
-                    (tmp_path / "logs", self.logs),
-                    (Path(name) / "job", stage / "job"),
-                    (self.spill, self._aside),
-                ):
-                    command = ("cp", "-a", "--sparse=always", str(source), str(target))
-                    await asyncio.to_thread(subprocess.run, command, check=True)
+                with writer.log.core._packing:  # a kill is one moment: nothing is moved meanwhile
+                    for source, target in (
+                        (tmp_path / "logs", self.logs),
+                        (Path(name) / "job", stage / "job"),
+                        (self.spill, self._aside),
+                    ):
+                        command = ("cp", "-a", "--sparse=always", str(source), str(target))
+                        await asyncio.to_thread(subprocess.run, command, check=True)
 
             serve(tmp_path, Path(name), main)
         self.spill.rmdir()
