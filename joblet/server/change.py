@@ -17,7 +17,7 @@ from joblet.server import limits
 from joblet.server.limits import Asked, Enforcement
 
 WHAT: Final = "update job"
-MAX_TIMEOUT_US: Final = 366 * 86_400_000_000
+MAX_TIMEOUT_US: Final = 366 * 86_400_000_000  # of a new job, too
 
 
 class Units(Protocol):

@@ -9,7 +9,7 @@ from joblet.config import duration_us
 from joblet.errors import InvalidArgument, Unimplemented
 from joblet.model import Job, JobSpec, Limits
 from joblet.server.admission import WHAT
-from joblet.server.change import Change
+from joblet.server.change import MAX_TIMEOUT_US, Change
 from joblet.server.deletion import Deleted
 from joblet.server.journal_log import Begin, Complete, Item, Missing, Wanted
 from joblet.server.logs import Gap, Piece, Selection
@@ -21,7 +21,6 @@ SOME: Final = 3  # ids that a message names
 INT32: Final = 2**31 - 1
 MAX_US: Final = 2**53  # later times are no times
 INT64: Final = 2**63 - 1
-MAX_TIMEOUT_US: Final = 366 * 86_400_000_000
 # DataChunk.payload in the wire format: field 1, of the kind that has a length.
 _PAYLOAD: Final = bytes([pb.DataChunk.PAYLOAD_FIELD_NUMBER << 3 | 2])
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from joblet.config import duration_us
 from joblet.errors import InvalidArgument, Unimplemented
 from joblet.model import JOURNALD, End, Job, JobSpec, JobState, Limits, Reason
+from joblet.server.change import MAX_TIMEOUT_US
 from joblet.server.logs import Chunk, Piece
 from joblet.server.rpc import convert
 from joblet.server.rpc.convert import INT32, INT64, MIB, SECRET, duration, timestamp
@@ -288,7 +289,7 @@ def test_durations(us: int, text: str) -> None:
     assert duration(us) == text
 
 
-@given(st.integers(0, convert.MAX_TIMEOUT_US))
+@given(st.integers(0, MAX_TIMEOUT_US))
 def test_durations_are_read_back(us: int) -> None:
     assert duration_us(duration(us) or "0") == us
     assert convert.spec(pb.RunJobRequest(timeout=duration(us))).timeout_us == us
